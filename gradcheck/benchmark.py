@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAK', 'time_steps', 'time_data', 'peak_memory', 'time_training', 'benchmark']
 
-# %% ../nbs/15_benchmark.ipynb #72a3293e
+# %% ../nbs/15_benchmark.ipynb #c13a7f0a
 import statistics
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .plots import provenance
-from .presets import spec_for, training_task
+from .experiments import spec_for, training_task
 from .runs import steps_of
 from .sportballs import SportBalls
 from .training import Trainer, prefetched
@@ -48,10 +48,10 @@ def time_data(batch=64, batches=40):
     torch.set_num_threads(threads)
     return batch * batches / seconds
 
-# %% ../nbs/15_benchmark.ipynb #72f93c31
+# %% ../nbs/15_benchmark.ipynb #0be79a9a
 PEAK = """
 import resource, torch
-from gradcheck.presets import spec_for
+from gradcheck.experiments import spec_for
 from gradcheck.runs import steps_of
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 next(steps_of(spec_for({preset!r}, "nonrobust", "x0_hat", count=1), range(1)))
@@ -66,7 +66,7 @@ def peak_memory(preset="laptop", images=64, micro_batch=64):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     return tuple(float(x) for x in out)
 
-# %% ../nbs/15_benchmark.ipynb #4af01c87
+# %% ../nbs/15_benchmark.ipynb #551a66c7
 def time_training(preset="laptop", steps=8):
     "Median seconds per optimizer step of the denoiser, and of waiting for its data."
     model, loss, recipe = training_task(preset, "ddpm")
@@ -88,6 +88,6 @@ def benchmark(preset="laptop", images=64, threads=2, repeats=9):
     seconds = time_steps(preset, images, repeats)
     work, wait = time_training(preset)
     (_, at_64), (_, at_256) = peak_memory(preset, 64, 64), peak_memory(preset, 256, 64)
-    return dict(preset=preset, images=images, threads=threads, step_seconds=seconds, ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
+    return provenance() | dict(preset=preset, images=images, threads=threads, step_seconds=seconds, ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
                 data_images_per_second_one_thread=time_data(), training_step_seconds=work, training_wait_for_data_seconds=wait,
-                peak_gib_x0_hat_64_images=at_64, peak_gib_x0_hat_256_images=at_256, **provenance())
+                peak_gib_x0_hat_64_images=at_64, peak_gib_x0_hat_256_images=at_256)

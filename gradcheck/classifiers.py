@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RE', 'HS', 'SMALL', 'KINDS', 'conv_norm', 'SqueezeExcitation', 'InvertedResidual', 'MobileNetV3Small', 'noise_levels']
 
-# %% ../nbs/04_classifiers.ipynb #13a79f21
+# %% ../nbs/04_classifiers.ipynb #cb856565
 import torch
 from torch import nn
 
-from .core import UserError
+from .core import RowLinear, UserError, row_linear
 
-# %% ../nbs/04_classifiers.ipynb #fabab9c3
+# %% ../nbs/04_classifiers.ipynb #8ef34814
 def conv_norm(c_in, c_out, kernel, stride=1, groups=1, act=nn.Hardswish):
     "Convolution, batch normalisation (torchvision's eps and momentum), activation (or none)."
     layers = [nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.01)]
@@ -24,8 +24,9 @@ class SqueezeExcitation(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(c, squeezed, 1), nn.Conv2d(squeezed, c, 1)
 
     def forward(self, x):
-        gate = self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu())
-        return x * nn.functional.hardsigmoid(gate)
+        hidden = row_linear(x.mean((2, 3)), self.fc1.weight, self.fc1.bias).relu()
+        gate = nn.functional.hardsigmoid(row_linear(hidden, self.fc2.weight, self.fc2.bias))
+        return x * gate[:, :, None, None]
 
 # %% ../nbs/04_classifiers.ipynb #2393bef2
 class InvertedResidual(nn.Module):
@@ -40,7 +41,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x): return x + self.block(x) if self.residual else self.block(x)
 
-# %% ../nbs/04_classifiers.ipynb #5572f979
+# %% ../nbs/04_classifiers.ipynb #d81cb1f4
 RE, HS = nn.ReLU, nn.Hardswish
 SMALL = ((16, 3, 16, 16, True, RE, 2), (16, 3, 72, 24, False, RE, 2), (24, 3, 88, 24, False, RE, 1), (24, 5, 96, 40, True, HS, 2),
          (40, 5, 240, 40, True, HS, 1), (40, 5, 240, 40, True, HS, 1), (40, 5, 120, 48, True, HS, 1), (48, 5, 144, 48, True, HS, 1),
@@ -54,7 +55,7 @@ class MobileNetV3Small(nn.Module):
         super().__init__()
         self.classes, self.size = classes, size
         self.features = nn.Sequential(conv_norm(3, 16, 3, 2), *(InvertedResidual(*row) for row in SMALL), conv_norm(96, 576, 1))
-        self.classifier = nn.Sequential(nn.Linear(576, 1024), nn.Hardswish(), nn.Dropout(dropout), nn.Linear(1024, classes))
+        self.classifier = nn.Sequential(RowLinear(576, 1024), nn.Hardswish(), nn.Dropout(dropout), RowLinear(1024, classes))
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out")
             if isinstance(m, nn.Linear): nn.init.normal_(m.weight, 0, 0.01); nn.init.zeros_(m.bias)

@@ -6,11 +6,10 @@
 __all__ = ['app', 'parse_params', 'reproduce', 'train', 'sample_grid', 'channel_mean', 'training_card', 'sample', 'evaluate',
            'bench', 'info', 'main']
 
-# %% ../nbs/16_cli.ipynb #ecf17502
+# %% ../nbs/16_cli.ipynb #baf6cc14
 import json
 import shlex
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import List, Optional
@@ -18,8 +17,8 @@ from typing import List, Optional
 import click
 import typer
 
-from .checkpoints import WEIGHTS, load_weights, read_card, save_weights, write_bytes
-from .core import UserError, choose
+from .checkpoints import WEIGHTS, load_weights, read_card, save_weights
+from .core import UserError, choose, make_folder, write_bytes
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="GradCheck, reproduced: classifier guidance of a DDPM, its gradients, and what repairs them.")
@@ -42,13 +41,13 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
     from gradcheck.reproduce import reproduce as run_all
     run_all(figures or (), preset, out, seed, **parse_params(param))
 
-# %% ../nbs/16_cli.ipynb #c1eb3db7
+# %% ../nbs/16_cli.ipynb #074f63bb
 @app.command()
 def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
           dataset: str = "sportballs", preset: str = "laptop", out: Path = Path("data/train/run"), resume: bool = False, device: str = "auto",
           draws: str = typer.Option("independent", help="SportBalls: independent, or coupled as published"), sprites: Optional[Path] = typer.Option(None, help="a folder of RGBA PNGs, one per class")):
     "Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with --resume."
-    from gradcheck.presets import get_dataset, training_task
+    from gradcheck.experiments import get_dataset, training_task
     from gradcheck.runs import pick_device
     from gradcheck.training import Trainer
     task = choose("model", what, ["ddpm", "classifier"]) if what != "classifier" else choose("kind", kind, ["robust", "nonrobust", "judge"])
@@ -60,7 +59,7 @@ def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str 
     card = save_weights(model, out / f"{task}.safetensors", card)
     typer.echo(f"{out / task}.safetensors  sha256 {card['sha256'][:16]}")
 
-# %% ../nbs/16_cli.ipynb #17224896
+# %% ../nbs/16_cli.ipynb #77703829
 def sample_grid(trainer):
     "Write 16 unguided samples of the averaged weights, 50 steps each, beside the checkpoint."
     from copy import deepcopy
@@ -84,7 +83,7 @@ def training_card(trainer, model, task, data):
     "What a card says of a training: how long, on what, how low the loss, and for classifiers the accuracy on held-out images by noise level."
     from gradcheck.ddpm import DDPM
     from gradcheck.evaluation import accuracy_by_t
-    from gradcheck.sportballs import HELD_OUT, SportBalls
+    from gradcheck.sportballs import HELD_OUT
     r = trainer.recipe
     card = dict(kind=task, data_seed=data.seed, draws=data.draws, classes=list(data.label_names), recipe=asdict(r), steps=trainer.step, images=trainer.step * r.batch_size,
                 seconds=round(trainer.seconds), loss=sum(trainer.recent) / max(len(trainer.recent), 1))
@@ -93,7 +92,7 @@ def training_card(trainer, model, task, data):
     accuracy = accuracy_by_t({task: model}, DDPM(), held_out)[task]
     return card | dict(accuracy_by_t={int(t): a for t, a in accuracy.items()})
 
-# %% ../nbs/16_cli.ipynb #cb02c0f7
+# %% ../nbs/16_cli.ipynb #f601e188
 @app.command()
 def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, or a .safetensors file"), target: str = typer.Option("0", help="class index or name"),
            where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped or unguided"), stabilizer: str = typer.Option("none", help="none, adam, adam_corrected, ema, ema_0.99, unit"),
@@ -105,7 +104,7 @@ def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, 
     from gradcheck.runs import RunSpec, parse_target, run
     if not classifier.endswith(".safetensors"): classifier = "laptop/" + choose("classifier", classifier, ["robust", "nonrobust"])
     spec = RunSpec(classifier=classifier, target=parse_target(target), objective=objective, where=where, stabilizer=stabilizer, scale=scale, steps=steps, count=count, seed=seed, start=start)
-    write_bytes(out / "run.json", b"{}")
+    make_folder(out)
     result = run(spec, device=device, label="sample")
     save_png(image_grid(result.samples), out / "grid.png")
     label = f"{where}, {stabilizer}, scale {scale:g}"
@@ -117,14 +116,14 @@ def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, 
     write_bytes(out / "run.json", (json.dumps(summary, indent=1) + "\n").encode())
     typer.echo(f"{out / 'grid.png'}: probability of the target {guide:.2f} by the guide, {judge:.2f} by the independent judge")
 
-# %% ../nbs/16_cli.ipynb #f854ebbe
+# %% ../nbs/16_cli.ipynb #4dc2789e
 @app.command()
 def evaluate(count: int = typer.Option(256, help="unguided samples"), images: int = typer.Option(2000, help="held-out images"), preset: str = "laptop", out: Path = Path("results/evaluation"), device: str = "auto"):
     "Evaluate the bundled weights: accuracy of the classifiers by noise level, and the judge's word on unguided samples."
     from gradcheck.ddpm import DDPM
     from gradcheck.evaluation import accuracy_by_t, judge_samples
     from gradcheck.plots import image_grid, save_png
-    from gradcheck.presets import get_preset, spec_for
+    from gradcheck.experiments import get_preset, spec_for
     from gradcheck.runs import run
     from gradcheck.sportballs import HELD_OUT, SportBalls
     weights = get_preset(preset).weights

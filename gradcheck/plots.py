@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'LINES', 'STYLE', 'cosine_table', 'plot_cosines', 'image_grid', 'save_png', 'provenance', 'figure_bytes',
            'save_figure']
 
-# %% ../nbs/12_plots.ipynb #60153dea
+# %% ../nbs/12_plots.ipynb #4c983c0b
 import io
 import json
 import platform
@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from .checkpoints import write_bytes
-from .presets import FIGURES
+from .core import write_bytes
+from .experiments import FIGURES
 from .runs import pick_device, project_root
 
 # %% ../nbs/12_plots.ipynb #b1498cf1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPEC_PARAMETERS', 'PAGE', 'notebook_of', 'check_parameters', 'execute', 'reproduce', 'write_page']
 
-# %% ../nbs/13_reproduce.ipynb #0fb8b5f2
+# %% ../nbs/13_reproduce.ipynb #4a8c252c
 import base64
 import json
 import logging
@@ -17,9 +17,8 @@ import papermill as pm
 from jinja2 import Environment
 from papermill.exceptions import PapermillExecutionError
 
-from .checkpoints import write_bytes
-from .core import UserError, choose
-from .presets import FIGURES, figure_runs, figure_specs, get_preset
+from .core import UserError, choose, make_folder, write_bytes
+from .experiments import FIGURES, figure_runs, figure_specs, get_preset
 from .runs import project_root
 
 # %% ../nbs/13_reproduce.ipynb #44aae9fb
@@ -36,7 +35,7 @@ def check_parameters(path, given):
     known = list(pm.inspect_notebook(str(path)))
     for name in given: choose("parameter", name, known)
 
-# %% ../nbs/13_reproduce.ipynb #d9218a16
+# %% ../nbs/13_reproduce.ipynb #b745d484
 SPEC_PARAMETERS = ("seed", "target", "steps", "count", "scale")
 
 def execute(figure, folder, parameters):
@@ -61,8 +60,7 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, report=print, 
     for figure in figures: check_parameters(notebook_of(figure), parameters)
     changes = {"seed": seed} | {k: v for k, v in parameters.items() if k in SPEC_PARAMETERS}
     for figure in figures: figure_specs(figure, preset, **changes)
-    folder = root / preset
-    write_bytes(folder / ".writable", b"")
+    folder = make_folder(root / preset)
     for figure in figures:
         started = time.time()
         figure_runs(figure, preset, **changes)

@@ -7,7 +7,7 @@ __all__ = ['SAMPLERS', 'STARTS', 'RunSpec', 'parse_target', 'RunResult', 'images
            'models', 'steps_of', 'compute', 'project_root', 'cache_folder', 'write_chunk', 'read_chunk', 'chunks_of',
            'chunk_path', 'run']
 
-# %% ../nbs/11_runs.ipynb #b0c06297
+# %% ../nbs/11_runs.ipynb #0ee234c1
 import hashlib
 import json
 import os
@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
-from .checkpoints import load_classifier, load_denoiser, read_card, write_bytes
-from .core import UserError, choose, image_generators
+from .checkpoints import load_classifier, load_denoiser, read_card
+from .core import UserError, choose, image_generators, write_bytes
 from .ddpm import DDIM, DDPM, Ancestral
 from .gradients import collect, measure
 from .guidance import OBJECTIVES, WHERE, Guidance, guided_steps
@@ -138,7 +138,7 @@ def compute(spec, images, device="cpu", bar=None):
     trace = {f"trace.{name}": values for name, values in collect(rows).items()}
     return trace | dict(samples=samples.cpu(), times=torch.tensor(times), guide=classifier(final).softmax(1).cpu(), judge=judge(final).softmax(1).cpu())
 
-# %% ../nbs/11_runs.ipynb #654de999
+# %% ../nbs/11_runs.ipynb #877aa29c
 def project_root():
     "The folder of the project (it has nbs/ and settings.ini) that holds the working directory; else the working directory."
     here = Path.cwd()
@@ -149,15 +149,15 @@ def cache_folder(): return Path(os.environ.get("GRADCHECK_CACHE") or project_roo
 def _content(tensors): return hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
 
 def write_chunk(path, tensors, spec):
-    header = {"spec": json.dumps(asdict(spec)), "key": spec.key, "content": _content(tensors)}
-    write_bytes(path, save(tensors, metadata=header))
+    header = {"spec": asdict(spec), "key": spec.key, "content": _content(tensors)}
+    write_bytes(path, save(tensors, metadata={"gradcheck": json.dumps(header)}))
 
 def read_chunk(path, spec):
     "The tensors of a finished chunk, or None if there is none that can be trusted."
     if not path.is_file(): return None
     try:
         data = path.read_bytes()
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        header = json.loads(json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]["gradcheck"])
         tensors = load(data)
         if header["key"] == spec.key and header["content"] == _content(tensors): return tensors
     except (SafetensorError, ValueError, KeyError): pass

@@ -6,11 +6,10 @@
 __all__ = ['MAX_WEIGHT', 'denoising_loss', 'classification_loss', 'Recipe', 'seeded', 'step_seed', 'save_atomically', 'read_meta',
            'pack', 'unpack', 'prefetched', 'update_ema', 'autocast', 'Trainer']
 
-# %% ../nbs/09_training.ipynb #4801e180
+# %% ../nbs/09_training.ipynb #fbca429c
 import contextlib
 import json
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,11 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
 from .classifiers import noise_levels
-from .core import UserError, counter_bits
+from .core import UserError, counter_bits, make_folder, write_bytes
 
 # %% ../nbs/09_training.ipynb #f32879ec
 MAX_WEIGHT = 20.0     # of the x0-loss; reached at t = 41 of the paper's schedule
@@ -71,13 +71,10 @@ def seeded(seed):
 
 def step_seed(seed, step): return int(counter_bits(seed, step, stream=9)) >> 1
 
-# %% ../nbs/09_training.ipynb #c1538bb2
+# %% ../nbs/09_training.ipynb #6adaffd0
 def save_atomically(tensors, path, meta):
-    "Write safetensors to `path` by way of a temporary name; `meta` (JSON-able) goes into the header."
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"gradcheck": json.dumps(meta)})
-    os.replace(temporary, path)
+    "Write safetensors to `path`; `meta` (JSON-able) goes into the header."
+    write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"gradcheck": json.dumps(meta)}))
 
 def read_meta(path):
     "The JSON header that `save_atomically` wrote."
@@ -121,7 +118,7 @@ def autocast(device, precision):
     dtype = dtypes[precision]
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
 
-# %% ../nbs/09_training.ipynb #04e485e3
+# %% ../nbs/09_training.ipynb #e526a339
 class Trainer:
     """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds checkpoint.safetensors and log.jsonl.
 
@@ -134,20 +131,22 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(enabled=recipe.precision == "float16")
         self.step, self.seconds, self.recent = 0, 0.0, []
         self.checkpoint = self.out / "checkpoint.safetensors"
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         if self.checkpoint.exists(): self.load(resume)
 
     def load(self, resume):
-        meta = read_meta(self.checkpoint)
+        try: meta, tensors = read_meta(self.checkpoint), load_file(self.checkpoint, device=str(self.device))
+        except SafetensorError: raise UserError(f"the checkpoint {str(self.checkpoint)!r} is damaged; delete it and start again, or restore a copy.") from None
         if not resume: raise UserError(f"{str(self.out)!r} already holds a training run; resume it (--resume) or choose another folder.")
-        if meta["recipe"] != asdict(self.recipe): raise UserError(f"{str(self.out)!r} holds a run with another recipe, {meta['recipe']}; choose another folder.")
-        unpack(load_file(self.checkpoint, device=str(self.device)), self.model, self.ema, self.optimizer)
+        if meta.get("recipe") != asdict(self.recipe): raise UserError(f"{str(self.out)!r} holds a run with another recipe ({meta.get('recipe')}); choose another folder.")
+        unpack(tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds, self.recent = meta["step"], meta["seconds"], meta["recent"]
 
     def save(self):
         meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, recipe=asdict(self.recipe))
         save_atomically(pack(self.model, self.ema, self.optimizer), self.checkpoint, meta)
-        record = dict(step=self.step, loss=sum(self.recent) / max(len(self.recent), 1), lr=self.recipe.lr_at(self.step), images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1))
+        record = dict(step=self.step, loss=sum(self.recent) / max(len(self.recent), 1), lr=self.recipe.lr_at(self.step),
+                      images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1), images_per_second=round(self.step * self.recipe.batch_size / self.seconds, 1))
         with open(self.out / "log.jsonl", "a") as f: f.write(json.dumps(record) + "\n")
         self.on_checkpoint(self)
 

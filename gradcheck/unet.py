@@ -4,24 +4,24 @@
 __all__ = ['PREDICTIONS', 'LAPTOP', 'PAPER', 'ResnetBlock2D', 'Attention', 'Resample', 'Level', 'MidLevel', 'UNetConfig',
            'sinusoids', 'TimeEmbedding', 'UNet']
 
-# %% ../nbs/03_unet.ipynb #650e9156
+# %% ../nbs/03_unet.ipynb #26f752fc
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import UserError, choose
+from .core import RowLinear, UserError, choose
 
-# %% ../nbs/03_unet.ipynb #a74ddeed
+# %% ../nbs/03_unet.ipynb #0236785c
 class ResnetBlock2D(nn.Module):
     "GroupNorm, SiLU, conv, twice, with the time embedding added in between (Ho et al. 2020, appendix B)."
     def __init__(self, c_in, c_out, c_time, groups):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(groups, c_in, eps=1e-5), nn.GroupNorm(groups, c_out, eps=1e-5)
         self.conv1, self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(c_time, c_out)
+        self.time_emb_proj = RowLinear(c_time, c_out)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x, time):                                   # (N, c_in, H, W), (N, c_time)
@@ -98,7 +98,7 @@ class UNetConfig:
 LAPTOP = UNetConfig(patch=4, widths=(64, 128, 128), attention=(False, False, True), layers=1, groups=16, head_dim=32, prediction="sample")
 PAPER = UNetConfig()   # read in the authors' code: UNet2DModel, 64/128/192/256, attention on the lower three levels
 
-# %% ../nbs/03_unet.ipynb #7757f302
+# %% ../nbs/03_unet.ipynb #f1d09331
 def sinusoids(t, dim):
     "Time steps (N,) to sinusoidal features (N, dim) (Vaswani et al. 2017; cosines first, as diffusers has them)."
     freq = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2))
@@ -109,7 +109,7 @@ class TimeEmbedding(nn.Module):
     "Two linear layers on top of `sinusoids`."
     def __init__(self, c, c_time):
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(c, c_time), nn.Linear(c_time, c_time)
+        self.linear_1, self.linear_2 = RowLinear(c, c_time), RowLinear(c_time, c_time)
 
     def forward(self, x): return self.linear_2(F.silu(self.linear_1(x)))
 

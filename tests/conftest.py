@@ -1,0 +1,29 @@
+"""Shared by all tests: one thread per worker, a cache of their own, and a check that nothing touches the global RNG."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def global_rng_untouched():
+    import random
+
+    import numpy as np
+
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    yield
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    assert before[2] == random.getstate()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,112 @@
+"""The command line as a person meets it: exit codes, one sentence, files where they were asked for."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gradcheck.cli import main
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["gradcheck", *map(str, args)])
+        try: main(); code = 0
+        except SystemExit as e: code = e.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+    return call
+
+
+@pytest.mark.parametrize("args, message", [
+    (("reproduce", "figure_11"), "Did you mean 'figure_1'?"),
+    (("reproduce", "--preset", "labtop"), "Did you mean 'laptop'?"),
+    (("reproduce", "figure_1", "-p", "sede=1"), "Did you mean 'seed'?"),
+    (("reproduce", "figure_1", "-p", "target"), "NAME=VALUE"),
+    (("reproduce", "figure_1", "-p", "target=9"), "0 to 3"),
+    (("reproduce", "figure_1", "-p", "steps=401"), "T = 400"),
+    (("sample", "--classifier", "robst"), "Did you mean 'robust'?"),
+    (("sample", "--target", "soccer"), "Did you mean 'soccer ball'?"),
+    (("sample", "--stabilizer", "adma"), "Did you mean 'adam'?"),
+    (("sample", "--where", "x0"), "choose one of x_t, x0_hat"),
+    (("sample", "--scale", "nan"), "finite number >= 0"),
+    (("sample", "--scale", "-3"), "finite number >= 0"),
+    (("sample", "--scale", "ten"), "not a valid float"),
+    (("sample", "--steps", "1000"), "T = 400"),
+    (("sample", "--classifier", "nowhere.safetensors"), "no weights"),
+    (("sample", "--device", "cuda"), "torch sees none"),
+    (("train", "ddmp"), "Did you mean 'ddpm'?"),
+    (("train", "classifier", "--kind", "robot"), "Did you mean 'robust'?"),
+    (("train", "ddpm", "--dataset", "sportsball"), "Did you mean 'sportballs'?"),
+    (("train", "ddpm", "--draws", "coupeld"), "Did you mean 'coupled'?"),
+    (("train", "ddpm", "--sprites", "/nowhere"), "no sprites in '/nowhere'"),
+    (("tarin",), "No such command"),
+])
+def test_bad_input_is_one_sentence_and_exit_2(cli, args, message, own_cache):
+    code, out, err = cli(*args)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert err.startswith("gradcheck: ") and err.count("\n") == 1
+    assert not list(own_cache.rglob("*"))                       # nothing half-written
+
+
+def test_no_traceback_from_a_fresh_process(tmp_path):
+    result = subprocess.run([str(Path(sys.executable).parent / "gradcheck"), "sample", "--scale", "nan"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "finite" in result.stderr
+
+
+def test_unwritable_output(cli, tmp_path, own_cache):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = cli("sample", "--steps", "3", "--count", "1", "--out", tmp_path / "file" / "x")
+    assert code == 2 and "cannot write" in err and not list(own_cache.rglob("*.safetensors"))
+    code, _, err = cli("reproduce", "figure_1", "--preset", "smoke", "--out", tmp_path / "file")
+    assert code == 2 and "cannot write" in err and not list(own_cache.rglob("*.safetensors"))
+    code, _, err = cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path / "file" / "x")
+    assert code == 2 and "cannot write" in err
+
+
+def test_sample(cli, tmp_path):
+    code, out, _ = cli("sample", "--classifier", "robust", "--target", "soccer ball", "--where", "x0_hat", "--stabilizer", "adam", "--scale", "0.1",
+                       "--steps", "6", "--count", "3", "--out", tmp_path)
+    assert code == 0 and "judge" in out
+    assert Image.open(tmp_path / "grid.png").size[0] > 128 and Image.open(tmp_path / "cosine.png").size[0] > 500
+    summary = json.loads((tmp_path / "run.json").read_text())
+    assert summary["spec"]["target"] == 3 and 0 <= summary["target_probability_judge"] <= 1
+    assert len((tmp_path / "cosine.csv").read_text().splitlines()) == 6
+
+
+def test_train_then_sample_with_the_result(cli, tmp_path):
+    code, out, _ = cli("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out", tmp_path / "c")
+    assert code == 0 and "sha256" in out
+    card = json.loads((tmp_path / "c" / "robust.json").read_text())
+    assert card["steps"] == 4 and card["images"] == 32 and card["command"].startswith("gradcheck train classifier") and set(card["accuracy_by_t"]) >= {"-1", "399"}
+    code, out, _ = cli("sample", "--classifier", tmp_path / "c" / "robust.safetensors", "--steps", "3", "--count", "1", "--out", tmp_path / "s")
+    assert code == 0
+    code, _, err = cli("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out", tmp_path / "c")
+    assert code == 2 and "--resume" in err
+
+
+def test_train_a_denoiser(cli, tmp_path):
+    code, _, _ = cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path)
+    assert code == 0 and (tmp_path / "samples.png").is_file()
+    card = json.loads((tmp_path / "ddpm.json").read_text())
+    assert card["architecture"] == "UNet" and len(card["channel_mean"]) == 3 and card["diffusion"]["T"] == 400
+
+
+def test_info(cli):
+    code, out, _ = cli("info")
+    assert code == 0 and all(f"laptop/{name}" in out for name in ("ddpm", "robust", "nonrobust", "judge")) and out.count("verified") >= 4
+
+
+def test_evaluate(cli, tmp_path):
+    code, out, _ = cli("evaluate", "--preset", "smoke", "--count", "4", "--images", "50", "--out", tmp_path)
+    assert code == 0 and "class shares" in out and (tmp_path / "samples.png").is_file() and (tmp_path / "accuracy.csv").is_file()
+
+
+def test_bench(cli, tmp_path):
+    code, out, _ = cli("bench", "--images", "2", "--repeats", "2", "--out", tmp_path / "bench.json")
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert code == 0 and set(result["ratio_to_bare"]) >= {"bare", "plain", "x0_hat"} and result["ratio_to_bare"]["bare"] == 1
+    assert 0 < result["peak_gib_x0_hat_64_images"] < 24

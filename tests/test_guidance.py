@@ -1,0 +1,231 @@
+"""Guidance against finite differences, closed forms and torch.optim."""
+import math
+
+import pytest
+import torch
+from conftest import generator
+
+from gradcheck.core import UserError, image_generators
+from gradcheck.ddpm import DDIM, DDPM, Ancestral
+from gradcheck.gradients import collect, cosine, measure, saturated_share
+from gradcheck.guidance import (OBJECTIVES, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, guided_steps, predict, sample)
+from gradcheck.stabilizers import STABILIZERS, Adam, make_stabilizer
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+class Net(torch.nn.Module):
+    "A small smooth denoiser in float64."
+    def __init__(self, prediction="sample"):
+        super().__init__()
+        self.prediction = prediction
+        self.w = torch.nn.Parameter(torch.randn(3, 3, 3, 3, generator=generator(5)).double() * 0.2, requires_grad=False)
+
+    def forward(self, x, t): return torch.tanh(torch.nn.functional.conv2d(x, self.w, padding=1)) * (1 + t.view(-1, 1, 1, 1) / 400)
+
+
+class Logits(torch.nn.Module):
+    "A small smooth classifier in float64."
+    def __init__(self, classes=4):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(classes, 3 * 36, generator=generator(6)).double() * 0.3, requires_grad=False)
+
+    def forward(self, x): return torch.tanh(x.flatten(1)) @ self.w.T
+
+
+def images(n=2, seed=0): return torch.randn(n, 3, 6, 6, generator=generator(seed)).double()
+
+
+@pytest.mark.parametrize("prediction", ["sample", "epsilon"])
+@pytest.mark.parametrize("where", ["x_t", "x0_hat", "x0_hat_stopped"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_against_finite_differences(objective, where, prediction):
+    ddpm, net, classifier, t, x = DDPM(), Net(prediction), Logits(1 if objective == "binary" else 4), 120, images()
+    target = torch.tensor([1, 0]) if objective == "binary" else torch.tensor([1, 3])
+    eps = ddpm.eps_from(x, t, predict(ddpm, net, x, t))                                   # held constant where the Jacobian is stopped
+    def seen(x):
+        if where == "x_t": return x
+        if where == "x0_hat": return ddpm.clip_x0(predict(ddpm, net, x, t))
+        return ddpm.clip_x0((x - (1 - ddpm.abar[t]).sqrt() * eps) / ddpm.abar[t].sqrt())
+    def value(x): return OBJECTIVES[objective](classifier(seen(x)), target)
+    guidance = Guidance(classifier, target, OBJECTIVES[objective], WHERE[where])
+    _, gradient = guidance.evaluate(ddpm, net, x, t, micro_batch=1)
+    h = 1e-6
+    for k in torch.randperm(108, generator=generator(7))[:25].tolist():
+        step = torch.zeros(108, dtype=torch.float64)
+        step[k] = h
+        step = step.view(1, 3, 6, 6)
+        difference = (value(x + step) - value(x - step)) / (2 * h)
+        assert torch.allclose(gradient.flatten(1)[:, k], difference, rtol=1e-5, atol=1e-7)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_clip_masks_the_gradient():
+    class Loud(Net):
+        def forward(self, x, t): return 3 * x
+    x = images()
+    x0, gradient = at_x0_hat(DDPM(), Loud(), x, 10, lambda x0: x0.flatten(1).sum(1))
+    assert torch.equal(gradient == 0, x0.abs() > 1)
+    assert torch.allclose(saturated_share(x0), (gradient == 0).flatten(1).float().mean(1))
+
+
+# --- a Gaussian world in which everything is known ------------------------------------------------------------------------
+WORLD, TAU2, Y = DDPM(T=400, beta_end=0.05, clip=False), 0.5, 1.5
+
+
+class Exact:
+    prediction = "sample"
+    def __call__(self, x, t): return WORLD.abar_at(t, x).sqrt() * x                        # E[x0 | x_t] for x0 ~ N(0, 1)
+
+
+def exact_where(ddpm, denoiser, x, t, value):
+    "The exact robust classifier p(y | x_t), y = x0 + N(0, tau^2)."
+    abar = ddpm.abar_at(t, x)
+    return predict(ddpm, denoiser, x, t), (Y - abar.sqrt() * x) * abar.sqrt() / (1 - abar + TAU2)
+
+
+@pytest.mark.parametrize("sampler, steps", [(Ancestral(), 400), (DDIM(), 400), (DDIM(eta=1.0), 400)])
+def test_guided_sampling_of_a_gaussian(sampler, steps):
+    n = 20_000
+    g = generator(3)
+    x_T = WORLD.start((n, 1, 1, 1), g).double()
+    for step in guided_steps(WORLD, Exact(), Guidance(None, 0, where=exact_where), x_T, g, steps, sampler, micro_batch=n): pass
+    x, mean, var = step.x_prev.flatten(), Y / (1 + TAU2), TAU2 / (1 + TAU2)
+    bias = 0.02                                                                           # of 400 discrete steps: exact moments in the test below
+    assert abs(x.mean() - mean) < 4 * (var / n) ** 0.5 + bias
+    assert abs(x.var() - var) < 4 * var * (2 / n) ** 0.5 + bias
+
+
+def test_guided_gaussian_without_monte_carlo():
+    "The chain is linear, so its moments follow in closed form; they approach the exact conditional as steps are added."
+    errors = []
+    for T in (100, 400, 1600):
+        ddpm = DDPM(T=T, beta_end=0.05 * 400 / T, beta_start=1e-4 * 400 / T, clip=False)
+        mean, var = 0.0, 1.0
+        for t, t_prev in ddpm.timesteps():
+            def move(x, noise):
+                x = torch.full((1, 1, 1, 1), float(x), dtype=torch.float64)
+                abar = ddpm.abar_at(t, x)
+                push = (Y - abar.sqrt() * x) * abar.sqrt() / (1 - abar + TAU2)
+                return Ancestral().step(ddpm, x, abar.sqrt() * x, t, t_prev, noise, push).item()
+            b, sd = move(0, 0), move(0, 1) - move(0, 0)
+            a = move(1, 0) - b
+            mean, var = a * mean + b, a**2 * var + sd**2
+        errors.append(max(abs(mean - Y / (1 + TAU2)), abs(var - TAU2 / (1 + TAU2))))
+    assert errors[1] < 0.02 and all(3 < a / b < 5 for a, b in zip(errors, errors[1:]))          # first order in the step size
+
+
+# --- stabilizers ------------------------------------------------------------------------------------------------------------
+def gradients(n=30, seed=1): return [torch.randn(2, 3, 4, 4, generator=generator(seed + k)).double() * 0.1 for k in range(n)]
+
+
+def test_adam_is_torchs_adam():
+    parameter = torch.zeros(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    optimizer, adam = torch.optim.Adam([parameter], lr=1.0, eps=1e-8), make_stabilizer("adam_corrected")
+    for g in gradients():
+        before = parameter.detach().clone()
+        parameter.grad = -g                                                               # torch descends, guidance climbs
+        optimizer.step()
+        assert torch.allclose(adam(g), parameter.detach() - before, rtol=1e-9, atol=1e-12)
+
+
+def test_paper_adam_is_the_formula():
+    adam, m, v = Adam(), 0.0, 0.0
+    for g in gradients():
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        assert torch.allclose(adam(g), m / (v.sqrt() + 1e-4))
+
+
+@pytest.mark.parametrize("name", STABILIZERS)
+def test_state_is_per_image_and_reset(name):
+    together, alone, gs = make_stabilizer(name), make_stabilizer(name), gradients()
+    for g in gs: a, b = together(g), alone(g[1:])
+    assert torch.allclose(a[1:], b)
+    together.reset()
+    assert torch.equal(together(gs[0]), make_stabilizer(name)(gs[0]))
+
+
+def test_unit_norm_and_ema():
+    g = gradients()[0]
+    assert torch.allclose(make_stabilizer("unit")(g).flatten(1).norm(dim=1), torch.ones(2, dtype=torch.float64))
+    assert (make_stabilizer("unit")(0 * g) == 0).all()
+    ema = make_stabilizer("ema")
+    assert torch.allclose(ema(g), g) and torch.allclose(ema(0 * g), 0.9 * g)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------------
+def run(n=4, steps=20, micro_batch=64, generators=None, guidance=None, x_T=None):
+    generators = generators or image_generators(0, range(n))
+    guidance = guidance or Guidance(Logits(), 2, where=WHERE["x0_hat"], stabilizer=Adam(), scale=0.3)
+    x_T = DDPM().start((len(generators), 3, 6, 6), generators).double() if x_T is None else x_T
+    return list(guided_steps(DDPM(), Net(), guidance, x_T, generators, steps, micro_batch=micro_batch))
+
+
+def test_an_image_does_not_depend_on_its_neighbours_or_the_micro_batch():
+    whole, split, alone = run()[-1].x_prev, run(micro_batch=3)[-1].x_prev, run(generators=image_generators(0, [2]))[-1].x_prev
+    assert torch.allclose(whole, split, atol=1e-9) and torch.allclose(whole[2:3], alone, atol=1e-9)
+
+
+def test_guidance_is_reset_for_each_generation():
+    guidance = Guidance(Logits(), 2, stabilizer=Adam(), scale=0.3)
+    assert torch.equal(run(guidance=guidance)[-1].x_prev, run(guidance=guidance)[-1].x_prev)
+
+
+def test_guidance_raises_its_objective():
+    guided, free = run(guidance=Guidance(Logits(), 2, where=WHERE["x0_hat"], scale=20.0)), run(guidance=UNGUIDED)
+    value = lambda steps: OBJECTIVES["log_probability"](Logits()(steps[-1].x_prev), torch.full((4,), 2)).mean()
+    assert value(guided) > value(free)
+
+
+def test_one_target_per_image():
+    both = run(n=2, guidance=Guidance(Logits(), torch.tensor([0, 3]), scale=5.0))[-1].x_prev
+    only = run(generators=image_generators(0, [1]), guidance=Guidance(Logits(), 3, scale=5.0))[-1].x_prev
+    assert torch.allclose(both[1:], only, atol=1e-9)
+
+
+def test_outside_an_interval_no_gradient_is_computed():
+    class Counting(Logits):
+        calls = 0
+        def forward(self, x): Counting.calls += 1; return super().forward(x)
+    steps = run(guidance=Guidance(Counting(), 0, scale=Interval(2.0, first=300, last=100)))
+    inside = [s for s in steps if 300 >= s.t >= 100]
+    assert Counting.calls == len(inside) > 0
+    assert all((s.gradient == 0).all() == (s not in inside) for s in steps)
+
+
+def test_non_finite_gradient_names_step_image_and_setting():
+    class Broken(Logits):
+        def forward(self, x): return super().forward(x) * torch.where(torch.arange(len(x)) % 2 == 1, math.nan, 1.0)[:, None]
+    with pytest.raises(NonFiniteGradient, match=r"time step 399 for image 1 .*Adam, scale 0.3"):
+        run(n=2, guidance=Guidance(Broken(), 2, stabilizer=Adam(), scale=0.3))
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -1.0])
+def test_bad_scale(scale):
+    with pytest.raises(UserError, match="finite number >= 0"): Guidance(Logits(), 0, scale=scale)
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------------
+def test_cosine_closed_forms():
+    a = torch.randn(500, 3, 8, 8, generator=generator(0))
+    assert torch.allclose(cosine(a, 2 * a), torch.ones(500)) and torch.allclose(cosine(a, -a), -torch.ones(500))
+    c = cosine(a, torch.randn(500, 3, 8, 8, generator=generator(1)))
+    assert abs(c.mean()) < 5 * (192 * 500) ** -0.5 and abs(c.std() * 192**0.5 - 1) < 0.15
+    assert cosine(a, 0 * a).isnan().all()
+
+
+def test_measure_leaves_out_the_first_step_and_passes_steps_through():
+    steps = run()
+    pairs = list(measure(iter(steps)))
+    assert [s for s, _ in pairs] == steps
+    trace = collect([row for _, row in pairs])
+    assert trace["cosine"].shape == (20, 4) and trace["cosine"][0].isnan().all() and trace["cosine"][1:].isfinite().all()
+    assert torch.allclose(trace["cosine"][5], cosine(steps[5].guidance, steps[4].guidance))
+    assert torch.allclose(trace["norm_raw"][3].double(), steps[3].gradient.flatten(1).norm(dim=1), rtol=1e-6)
+
+
+def test_sample_is_the_exhausted_stream():
+    x_T = DDPM().start((2, 3, 6, 6), image_generators(0, range(2))).double()
+    gens = lambda: image_generators(1, range(2))
+    final = sample(DDPM(), Net(), UNGUIDED, x_T, gens(), steps=5)
+    assert torch.equal(final, run(generators=gens(), guidance=UNGUIDED, steps=5, x_T=x_T)[-1].x_prev.clamp(-1, 1))

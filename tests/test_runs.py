@@ -1,0 +1,121 @@
+"""Runs on the bundled weights: what they depend on, what survives a kill, what is done with a damaged cache."""
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gradcheck.core import UserError
+from gradcheck.experiments import FIGURES, VARIANTS, figure_specs, spec_for
+from gradcheck.runs import RunSpec, chunk_path, chunks_of, images_to_uint8, parse_target, read_chunk, run, steps_of, uint8_to_images
+
+SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
+
+
+def equal(a, b):
+    return torch.equal(a.samples, b.samples) and torch.equal(a.judge, b.judge) and all(torch.equal(a.trace[k].nan_to_num(9), b.trace[k].nan_to_num(9)) for k in a.trace)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_untouched):
+    spec = spec_for("laptop", "nonrobust", variant, steps=40, count=5)
+    whole = list(steps_of(spec, range(20)))
+    split = list(steps_of(spec, range(5), micro_batch=2))
+    alone = list(steps_of(spec, range(3, 4)))
+    assert torch.equal(whole[0].x_t[3], alone[0].x_t[0]) and torch.equal(whole[0].x_t[:5], split[0].x_t)      # the noise, bit for bit
+    final = images_to_uint8(whole[-1].x_prev).int()
+    assert (images_to_uint8(split[-1].x_prev).int() - final[:5]).abs().max() <= 1
+    assert (images_to_uint8(alone[-1].x_prev).int()[0] - final[3]).abs().max() <= 1
+
+
+def test_the_same_seed_gives_the_same_bytes_twice(tmp_path, global_rng_untouched):
+    a, b = run(SPEC, 3, cache=tmp_path / "a"), run(SPEC, 3, cache=tmp_path / "b")
+    assert equal(a, b)
+    files = [sorted((tmp_path / x).rglob("*.safetensors")) for x in "ab"]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]] and len(files[0]) == 2
+    assert not equal(a, run(replace(SPEC, seed=1), 3))
+
+
+def test_the_cache_is_used_and_a_larger_count_extends_a_run(tmp_path, monkeypatch):
+    small = run(replace(SPEC, count=3), 3, cache=tmp_path)
+    import gradcheck.runs as runs
+    computed = []
+    compute = runs.compute
+    monkeypatch.setattr(runs, "compute", lambda spec, images, *rest: computed.append(images) or compute(spec, images, *rest))
+    large = run(SPEC, 3, cache=tmp_path)
+    assert computed == [range(3, 6)] and torch.equal(large.samples[:3], small.samples)
+    run(SPEC, 3, cache=tmp_path)
+    assert len(computed) == 1
+    assert large.trace["cosine"].shape == (12, 6) and large.samples.shape == (6, 3, 64, 64) and len(large.times) == 12
+
+
+def test_kill_9_in_the_middle_then_resume(tmp_path):
+    code = f"""
+import torch; torch.set_num_threads(1)
+from gradcheck.runs import *
+run(RunSpec(where='x0_hat', stabilizer='adam', steps=30, count=12), 2, cache={str(tmp_path)!r})
+"""
+    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=30, count=12)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None: time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finished = [images for images in chunks_of(spec, 2) if read_chunk(chunk_path(spec, images, tmp_path), spec)]
+    assert 1 <= len(finished) < 6
+    assert equal(run(spec, 2, cache=tmp_path), run(spec, 2, cache=tmp_path / "unbroken"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_chunk_is_computed_again_with_a_warning(damage, tmp_path):
+    spec = replace(SPEC, count=2)
+    first = run(spec, 2, cache=tmp_path)
+    path = chunk_path(spec, range(2), tmp_path)
+    data = bytearray(path.read_bytes())
+    if damage == "flipped": data[-5] ^= 1
+    if damage == "foreign":
+        other = replace(spec, seed=5)
+        run(other, 2, cache=tmp_path)
+        data = chunk_path(other, range(2), tmp_path).read_bytes()
+    path.write_bytes({"truncated": data[:-40], "empty": b""}.get(damage, bytes(data)))
+    with pytest.warns(UserWarning, match="computed again"): again = run(spec, 2, cache=tmp_path)
+    assert equal(first, again)
+    assert equal(first, run(spec, 2, cache=tmp_path))
+
+
+def test_figures_share_runs():
+    keys = {(figure, label): spec.key for figure in FIGURES for label, spec in figure_specs(figure, "laptop").items()}
+    assert keys["figure_1", "non-robust"] == keys["figure_2", "no modification"]
+    assert keys["figure_1", "robust"] == keys["figure_3", "no stabilisation"]
+    assert len(set(keys.values())) == 7
+
+
+def test_every_field_but_the_count_changes_the_key():
+    base = RunSpec()
+    changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.0,
+                   steps=10, seed=1, sampler="ddim", start="standard", clip=False)
+    keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
+    assert len(keys) == len(changed) + 1
+    assert replace(base, count=7).key == base.key
+    assert set(changed) | {"count", "denoiser"} == set(base.__dataclass_fields__)
+
+
+def test_pixels_round_trip():
+    grey = torch.arange(256).byte()
+    assert torch.equal(images_to_uint8(uint8_to_images(grey)), grey)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(stabilizer="adm"), "'adam'"), (dict(where="x0hat"), "'x0_hat'"), (dict(target=4), "0 to 3"), (dict(steps=401), "T = 400"), (dict(steps=0), "T = 400"),
+    (dict(scale=float("nan")), "finite"), (dict(scale=-1.0), "finite"), (dict(count=0), "at least 1"), (dict(classifier="laptop/rubust"), "laptop/robust"),
+    (dict(sampler="dim"), "'ddim'"), (dict(start="zero"), "matched"), (dict(objective="logits"), "'logit'")])
+def test_bad_settings(change, message):
+    with pytest.raises(UserError, match=message): RunSpec(**change)
+
+
+def test_targets_have_names():
+    assert parse_target("soccer ball") == 3 and parse_target("2") == 2
+    with pytest.raises(UserError, match="'volleyball'"): parse_target("voleyball")
+    with pytest.raises(UserError, match="3 .soccer ball."): parse_target("-1")

@@ -1,0 +1,160 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gradcheck.checkpoints import load_classifier, load_denoiser, read_card, save_weights
+from gradcheck.classifiers import MobileNetV3Small
+from gradcheck.core import UserError
+from gradcheck.ddpm import DDPM
+from gradcheck.experiments import training_task
+from gradcheck.sportballs import SportBalls
+from gradcheck.training import Recipe, Trainer, denoising_loss, read_meta, seeded
+from gradcheck.unet import UNet, UNetConfig
+
+
+def trainer(out, what="ddpm", steps=6, resume=False, **changes):
+    model, loss, recipe = training_task("smoke", what)
+    return Trainer(model, loss, SportBalls(), replace(recipe, steps=steps, **changes), out, resume=resume)
+
+
+def weights(path): return load_file(path / "checkpoint.safetensors")
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("what", ["ddpm", "robust", "judge"])
+def test_resume_is_bit_for_bit(what, tmp_path, global_rng_untouched):
+    trainer(tmp_path / "whole", what).run()
+    first = trainer(tmp_path / "parts", what)
+    first.recipe = replace(first.recipe, steps=6)
+    stop_after(first, 3)
+    second = trainer(tmp_path / "parts", what, resume=True)
+    assert second.step == 3
+    second.run()
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def stop_after(t, steps):
+    "Run a trainer for some steps of its recipe, then leave it with a checkpoint, as a timer would."
+    step = t.train_step
+    def counted(*batch):
+        if t.step == steps: raise KeyboardInterrupt
+        return step(*batch)
+    t.train_step = counted
+    with pytest.raises(KeyboardInterrupt): t.run()
+    t.save()
+
+
+def test_kill_9_then_resume(tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(__import__('pathlib').Path(__file__).parent)!r})
+import torch; torch.set_num_threads(1)
+from pathlib import Path
+from test_training import trainer
+t = trainer(Path({str(tmp_path / 'killed')!r}), steps=40, resume=True); t.every_s = 0.0; t.run()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    while not checkpoint.exists() and process.poll() is None: time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < read_meta(checkpoint)["step"] < 40
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    trainer(tmp_path / "whole", steps=40).run()
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_log_and_learning_rate(tmp_path):
+    t = trainer(tmp_path, steps=4)
+    t.run()
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert line["step"] == 4 and line["images"] == 32 and line["loss"] > 0 and line["images_per_second"] > 0
+    r = Recipe(steps=1000, lr=1.0, warmup=10)
+    assert r.lr_at(0) == pytest.approx(0.1) and r.lr_at(10) == pytest.approx(1, abs=1e-3) and r.lr_at(1000) == pytest.approx(0) and r.lr_at(500) == pytest.approx(0.5)
+
+
+def test_it_learns(tmp_path):
+    "Forty steps on a fixed batch lower the loss by more than half."
+    with seeded(0): model = UNet(UNetConfig(size=64, patch=4, widths=(32, 32), attention=(False, False), layers=1, groups=4, prediction="sample"))
+    class OneBatch:
+        def batches(self, n, seed, start):
+            while True: yield SportBalls().batch(range(n))
+    losses = []
+    def loss(model, *batch):
+        losses.append(denoising_loss(model, DDPM(), *batch))
+        return losses[-1]
+    Trainer(model, loss, OneBatch(), Recipe(steps=40, batch_size=8, lr=2e-3, warmup=5), tmp_path).run()
+    assert torch.stack(losses[-5:]).mean() < 0.5 * torch.stack(losses[:5]).mean()
+
+
+def test_perfect_denoisers_have_zero_loss():
+    x0, _ = SportBalls().batch(range(4))
+    class Oracle:
+        def __init__(self, prediction): self.prediction = prediction
+        def __call__(self, x_t, t):
+            abar = DDPM().abar_at(t, x0)
+            eps = DDPM().eps_from(x_t, t, x0)
+            return {"sample": x0, "epsilon": eps, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0}[self.prediction]
+    for prediction in ("sample", "epsilon", "v_prediction"):
+        assert denoising_loss(Oracle(prediction), DDPM(), x0, None, torch.Generator().manual_seed(0)) < 1e-6
+
+
+def test_refusals(tmp_path):
+    trainer(tmp_path, steps=2).run()
+    with pytest.raises(UserError, match="--resume"): trainer(tmp_path, steps=2)
+    with pytest.raises(UserError, match="another recipe"): trainer(tmp_path, steps=3, resume=True)
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"): trainer(tmp_path, steps=2, resume=True)
+    with pytest.raises(UserError, match="'ddpm'"): training_task("smoke", "dpm")
+
+
+# --- final weights ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def saved(tmp_path):
+    with seeded(3): net = MobileNetV3Small(4, 64).eval()
+    save_weights(net, tmp_path / "c.safetensors", {"note": "test"}, dtype=torch.float32)
+    return net, tmp_path / "c.safetensors"
+
+
+def test_weights_round_trip(saved):
+    net, path = saved
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    loaded = load_classifier(str(path))
+    with torch.no_grad(): assert torch.allclose(loaded(x), net(x), atol=1e-5)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert read_card(str(path))["parameters"] == 1_521_956
+
+
+def test_damaged_and_foreign_weights(saved, tmp_path):
+    _, path = saved
+    whole, card = path.read_bytes(), path.with_suffix(".json").read_text()
+    flipped = bytearray(whole); flipped[-1000] ^= 1
+    for data in (whole[:-50], bytes(flipped), b"", b"PK\x03\x04 a pickle"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="damaged"): load_classifier(str(path))
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="architecture"): load_denoiser(str(path))
+    path.with_suffix(".json").write_text(card.replace('"classes": 4', '"classes": 7'))
+    with pytest.raises(UserError, match="do not fit"): load_classifier(str(path))
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"): load_classifier(str(path))
+    with pytest.raises(UserError, match="laptop/ddpm"): load_classifier("laptop/dppm")
+
+
+@pytest.mark.parametrize("name, architecture", [("ddpm", "UNet"), ("robust", "MobileNetV3Small"), ("nonrobust", "MobileNetV3Small"), ("judge", "MobileNetV3Small")])
+def test_bundled_weights_load_and_their_cards_are_complete(name, architecture):
+    card = read_card(f"laptop/{name}")
+    assert card["architecture"] == architecture
+    assert {"command", "data_seed", "steps", "images", "loss", "recipe", "sha256"} <= card.keys()
+    model = (load_denoiser if name == "ddpm" else load_classifier)(f"laptop/{name}")
+    assert all(p.isfinite().all() for p in model.parameters())
