@@ -6,7 +6,7 @@
 __all__ = ['WEIGHTS', 'ARCHITECTURES', 'build_unet', 'config_of', 'save_weights', 'resolve', 'read_card', 'load_weights',
            'load_denoiser', 'load_classifier']
 
-# %% ../nbs/10_checkpoints.ipynb #8191d40e
+# %% ../nbs/10_checkpoints.ipynb #3b915034
 import hashlib
 import json
 from dataclasses import asdict
@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .classifiers import MobileNetV3Small
-from .core import UserError, choose, write_bytes
+from .classifiers import MobileNetV3Small, fold_norms
+from .core import UserError, write_bytes
 from .guidance import freeze
 from .training import seeded
 from .unet import UNet, UNetConfig
@@ -45,7 +45,7 @@ def save_weights(model, path, card, dtype=torch.float16):
     write_bytes(Path(path).with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     return card
 
-# %% ../nbs/10_checkpoints.ipynb #96cf1cad
+# %% ../nbs/10_checkpoints.ipynb #12804ec0
 def resolve(name):
     "The path of bundled weights (`\"laptop/ddpm\"`) or of a .safetensors file; `UserError` if there is neither."
     path = Path(name) if str(name).endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
@@ -53,18 +53,20 @@ def resolve(name):
     bundled = sorted(str(p.relative_to(WEIGHTS).with_suffix("")) for p in WEIGHTS.rglob("*.safetensors"))
     raise UserError(f"no weights {str(name)!r}: give the path of a .safetensors file, or one of the bundled {', '.join(bundled) or '(none)'}.")
 
-def read_card(name):
-    "The card (a dict) of bundled weights or of a .safetensors file."
+def read_card(name, architecture=None):
+    "The card (a dict) of bundled weights or of a .safetensors file; `UserError` if it is unreadable or of another `architecture`."
     path = resolve(name).with_suffix(".json")
-    try: return json.loads(path.read_text())
+    try: card = json.loads(path.read_text())
     except (OSError, ValueError): raise UserError(f"the card {str(path)!r} is missing or not JSON; it must stand beside the weights.") from None
+    allowed = [architecture] if architecture else list(ARCHITECTURES)
+    if card.get("architecture") not in allowed: raise UserError(f"the weights {str(name)!r} are of architecture {card.get('architecture')!r}; {' or '.join(allowed)} is needed here.")
+    return card
 
 def load_weights(name, architecture=None, device="cpu"):
     """A frozen model from bundled weights (`"laptop/ddpm"`) or a .safetensors file with its card.
 
     Raises `UserError` if the file is missing, damaged (SHA-256), of another architecture, or does not fit its card."""
-    path, card = resolve(name), read_card(name)
-    choose("architecture", card.get("architecture"), [architecture] if architecture else ARCHITECTURES)
+    path, card = resolve(name), read_card(name, architecture)
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != card.get("sha256"):
         raise UserError(f"the weights {str(path)!r} are damaged: their SHA-256 is not the one on their card; fetch them again.")
@@ -76,4 +78,4 @@ def load_weights(name, architecture=None, device="cpu"):
     return freeze(model.float()).to(device)
 
 def load_denoiser(name, device="cpu"): return load_weights(name, "UNet", device)
-def load_classifier(name, device="cpu"): return load_weights(name, "MobileNetV3Small", device)
+def load_classifier(name, device="cpu"): return freeze(fold_norms(load_weights(name, "MobileNetV3Small", device)))      # ready for inference

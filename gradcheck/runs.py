@@ -29,7 +29,7 @@ from .guidance import OBJECTIVES, WHERE, Guidance, guided_steps
 from .sportballs import CLASSES
 from .stabilizers import STABILIZERS, make_stabilizer
 
-# %% ../nbs/11_runs.ipynb #4e068605
+# %% ../nbs/11_runs.ipynb #d330a2df
 SAMPLERS = {"ancestral": Ancestral(), "ddim": DDIM(), "ddim_eta1": DDIM(eta=1.0)}
 STARTS = ("matched", "standard")
 
@@ -58,12 +58,13 @@ class RunSpec:
             choose(kind, getattr(self, kind), options)
         Guidance(None, self.target, scale=self.scale)
         if self.count < 1: raise UserError(f"{self.count} images were asked for; give a count of at least 1.")
-        classes, T = read_card(self.classifier)["config"]["classes"], self.diffusion.T
+        classes, T = read_card(self.classifier, "MobileNetV3Small")["config"]["classes"], self.diffusion.T
+        read_card(self.judge, "MobileNetV3Small")
         if not 0 <= self.target < classes: raise UserError(f"target class {self.target} was given; {self.classifier!r} knows the classes 0 to {classes - 1}.")
         if not 1 <= self.steps <= T: raise UserError(f"{self.steps} sampling steps were asked for; choose between 1 and T = {T}.")
 
     @property
-    def diffusion(self): return DDPM(**read_card(self.denoiser).get("diffusion", {}), clip=self.clip)
+    def diffusion(self): return DDPM(**read_card(self.denoiser, "UNet").get("diffusion", {}), clip=self.clip)
 
     @property
     def digests(self): return {k: read_card(getattr(self, k))["sha256"] for k in ("denoiser", "classifier", "judge")}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gradcheck.checkpoints import WEIGHTS
 from gradcheck.cli import main
 
 
@@ -34,9 +35,10 @@ def cli(monkeypatch, capsys):
     (("sample", "--where", "x0"), "choose one of x_t, x0_hat"),
     (("sample", "--scale", "nan"), "finite number >= 0"),
     (("sample", "--scale", "-3"), "finite number >= 0"),
-    (("sample", "--scale", "ten"), "not a valid float"),
+    (("sample", "--scale", "ten"), "valid number"),
     (("sample", "--steps", "1000"), "T = 400"),
     (("sample", "--classifier", "nowhere.safetensors"), "no weights"),
+    (("sample", "--classifier", WEIGHTS / "laptop" / "ddpm.safetensors"), "MobileNetV3Small is needed"),
     (("sample", "--device", "cuda"), "torch sees none"),
     (("train", "ddmp"), "Did you mean 'ddpm'?"),
     (("train", "classifier", "--kind", "robot"), "Did you mean 'robust'?"),

@@ -21,8 +21,8 @@ def equal(a, b):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_untouched):
-    spec = spec_for("laptop", "nonrobust", variant, steps=40, count=5)
-    whole = list(steps_of(spec, range(20)))
+    spec = spec_for("laptop", "nonrobust", variant, steps=12, count=5)
+    whole = list(steps_of(spec, range(18)))
     split = list(steps_of(spec, range(5), micro_batch=2))
     alone = list(steps_of(spec, range(3, 4)))
     assert torch.equal(whole[0].x_t[3], alone[0].x_t[0]) and torch.equal(whole[0].x_t[:5], split[0].x_t)      # the noise, bit for bit
@@ -56,9 +56,9 @@ def test_kill_9_in_the_middle_then_resume(tmp_path):
     code = f"""
 import torch; torch.set_num_threads(1)
 from gradcheck.runs import *
-run(RunSpec(where='x0_hat', stabilizer='adam', steps=30, count=12), 2, cache={str(tmp_path)!r})
+run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=12), 2, cache={str(tmp_path)!r})
 """
-    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=30, count=12)
+    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=12, count=12)
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

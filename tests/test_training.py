@@ -143,7 +143,7 @@ def test_damaged_and_foreign_weights(saved, tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match="damaged"): load_classifier(str(path))
     path.write_bytes(whole)
-    with pytest.raises(UserError, match="architecture"): load_denoiser(str(path))
+    with pytest.raises(UserError, match="UNet is needed"): load_denoiser(str(path))
     path.with_suffix(".json").write_text(card.replace('"classes": 4', '"classes": 7'))
     with pytest.raises(UserError, match="do not fit"): load_classifier(str(path))
     path.with_suffix(".json").write_text("{")
