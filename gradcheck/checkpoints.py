@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'ARCHITECTURES', 'build_unet', 'config_of', 'save_weights', 'resolve', 'read_card', 'load_weights',
-           'load_denoiser', 'load_classifier']
+           'load_denoiser', 'load_start', 'load_classifier']
 
-# %% ../nbs/10_checkpoints.ipynb #3b915034
+# %% ../nbs/10_checkpoints.ipynb #54af3c8f
 import hashlib
 import json
 from dataclasses import asdict
@@ -18,21 +18,25 @@ from safetensors.torch import load, save
 
 from .classifiers import MobileNetV3Small, fold_norms
 from .core import UserError, write_bytes
+from .ddpm import GaussianStart
 from .guidance import freeze
 from .training import seeded
 from .unet import UNet, UNetConfig
 
 WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../gradcheck/weights")
 
-# %% ../nbs/10_checkpoints.ipynb #8851f72a
+# %% ../nbs/10_checkpoints.ipynb #59c93d3b
 def build_unet(config): return UNet(UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
 
-ARCHITECTURES = {"UNet": build_unet, "MobileNetV3Small": lambda config: MobileNetV3Small(**config)}
+ARCHITECTURES = {   # name -> (class, model -> its settings, settings -> model)
+    "UNet": (UNet, lambda m: asdict(m.config), build_unet),
+    "MobileNetV3Small": (MobileNetV3Small, lambda m: dict(classes=m.classes, size=m.size), lambda c: MobileNetV3Small(**c)),
+    "GaussianStart": (GaussianStart, lambda m: dict(rank=len(m.factor), channels=len(m.mean), size=m.mean.shape[-1]), lambda c: GaussianStart(**c)),
+}
 
 def config_of(model):
     "The architecture's name and the settings that rebuild it."
-    if isinstance(model, UNet): return "UNet", asdict(model.config)
-    return "MobileNetV3Small", dict(classes=model.classes, size=model.size)
+    return next((name, settings(model)) for name, (cls, settings, _) in ARCHITECTURES.items() if isinstance(model, cls))
 
 # %% ../nbs/10_checkpoints.ipynb #fba1a9ab
 def save_weights(model, path, card, dtype=torch.float16):
@@ -45,7 +49,7 @@ def save_weights(model, path, card, dtype=torch.float16):
     write_bytes(Path(path).with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     return card
 
-# %% ../nbs/10_checkpoints.ipynb #12804ec0
+# %% ../nbs/10_checkpoints.ipynb #5a15b03e
 def resolve(name):
     "The path of bundled weights (`\"laptop/ddpm\"`) or of a .safetensors file; `UserError` if there is neither."
     path = Path(name) if str(name).endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
@@ -71,11 +75,12 @@ def load_weights(name, architecture=None, device="cpu"):
     if hashlib.sha256(data).hexdigest() != card.get("sha256"):
         raise UserError(f"the weights {str(path)!r} are damaged: their SHA-256 is not the one on their card; fetch them again.")
     try:
-        with seeded(0): model = ARCHITECTURES[card["architecture"]](card["config"])
+        with seeded(0): model = ARCHITECTURES[card["architecture"]][2](card["config"])
         model.load_state_dict(load(data))
     except (SafetensorError, RuntimeError, TypeError, KeyError) as e:
         raise UserError(f"the weights {str(path)!r} do not fit the architecture on their card ({str(e).splitlines()[0]}).") from None
-    return freeze(model.float()).to(device)
+    return model.float().eval().requires_grad_(False).to(device)
 
-def load_denoiser(name, device="cpu"): return load_weights(name, "UNet", device)
+def load_denoiser(name, device="cpu"): return freeze(load_weights(name, "UNet", device))
+def load_start(name, device="cpu"): return load_weights(name, "GaussianStart", device)
 def load_classifier(name, device="cpu"): return freeze(fold_norms(load_weights(name, "MobileNetV3Small", device)))      # ready for inference

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'STARTS', 'RunSpec', 'parse_target', 'RunResult', 'images_to_uint8', 'uint8_to_images', 'pick_device',
-           'models', 'steps_of', 'compute', 'project_root', 'cache_folder', 'write_chunk', 'read_chunk', 'chunks_of',
-           'chunk_path', 'run']
+           'models', 'start_of', 'steps_of', 'compute', 'project_root', 'cache_folder', 'write_chunk', 'read_chunk',
+           'chunks_of', 'chunk_path', 'run']
 
-# %% ../nbs/11_runs.ipynb #0ee234c1
+# %% ../nbs/11_runs.ipynb #7c80bb20
 import hashlib
 import json
 import os
@@ -21,15 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
-from .checkpoints import load_classifier, load_denoiser, read_card
-from .core import UserError, choose, image_generators, write_bytes
+from .checkpoints import load_classifier, load_denoiser, load_start, read_card
+from .core import UserError, choose, image_generators, randn, write_bytes
 from .ddpm import DDIM, DDPM, Ancestral
 from .gradients import collect, measure
 from .guidance import OBJECTIVES, WHERE, Guidance, guided_steps
 from .sportballs import CLASSES
 from .stabilizers import STABILIZERS, make_stabilizer
 
-# %% ../nbs/11_runs.ipynb #d330a2df
+# %% ../nbs/11_runs.ipynb #eec0473a
 SAMPLERS = {"ancestral": Ancestral(), "ddim": DDIM(), "ddim_eta1": DDIM(eta=1.0)}
 STARTS = ("matched", "standard")
 
@@ -67,7 +67,13 @@ class RunSpec:
     def diffusion(self): return DDPM(**read_card(self.denoiser, "UNet").get("diffusion", {}), clip=self.clip)
 
     @property
-    def digests(self): return {k: read_card(getattr(self, k))["sha256"] for k in ("denoiser", "classifier", "judge")}
+    def start_weights(self): return self.denoiser.removesuffix(".safetensors").rpartition("/")[0] + "/start" + ".safetensors" * self.denoiser.endswith(".safetensors")
+
+    @property
+    def digests(self):
+        "SHA-256 of all weights that the run uses."
+        used = {k: getattr(self, k) for k in ("denoiser", "classifier", "judge")} | ({"start": self.start_weights} if self.start == "matched" else {})
+        return {k: read_card(name)["sha256"] for k, name in used.items()}
 
     @property
     def key(self):
@@ -102,7 +108,7 @@ class RunResult:
 def images_to_uint8(x): return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
 def uint8_to_images(x): return x.float() / 127.5 - 1
 
-# %% ../nbs/11_runs.ipynb #4ebb68e3
+# %% ../nbs/11_runs.ipynb #7d3e204f
 def pick_device(name="auto"):
     "A torch device; `\"auto\"` is CUDA where there is one. Raises `UserError` if a GPU is asked for and absent."
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,17 +120,22 @@ def _model(load, name, digest, device): return load(name, device)
 
 def models(spec, device):
     "Denoiser, guiding classifier and judge of a run; kept in memory between runs."
-    digests, loaders = spec.digests, {"denoiser": load_denoiser, "classifier": load_classifier, "judge": load_classifier}
-    return [_model(load, getattr(spec, k), digests[k], device) for k, load in loaders.items()]
+    loaders = {"denoiser": load_denoiser, "classifier": load_classifier, "judge": load_classifier}
+    return [_model(load, getattr(spec, k), spec.digests[k], device) for k, load in loaders.items()]
+
+def start_of(spec, denoiser, generators, device):
+    "x_T of a run, one image per generator."
+    if spec.start == "matched": return _model(load_start, spec.start_weights, spec.digests["start"], device)(spec.diffusion, generators)
+    c = denoiser.config
+    return randn((len(generators), c.channels, c.size, c.size), generators, device)
 
 def steps_of(spec, images, device="cpu", micro_batch=64):
     "The stream of `Step`s of some images (their indices) of a run."
     denoiser, classifier, _ = models(spec, device)
-    ddpm, generators, size = spec.diffusion, image_generators(spec.seed, images), denoiser.config.size
-    mean = read_card(spec.denoiser)["channel_mean"] if spec.start == "matched" else None
-    x_T = ddpm.start((len(images), denoiser.config.channels, size, size), generators, mean, device)
+    generators = image_generators(spec.seed, images)
+    x_T = start_of(spec, denoiser, generators, device)
     guidance = Guidance(classifier, spec.target, OBJECTIVES[spec.objective], WHERE[spec.where], make_stabilizer(spec.stabilizer), spec.scale)
-    return guided_steps(ddpm, denoiser, guidance, x_T, generators, spec.steps, SAMPLERS[spec.sampler], micro_batch)
+    return guided_steps(spec.diffusion, denoiser, guidance, x_T, generators, spec.steps, SAMPLERS[spec.sampler], micro_batch)
 
 # %% ../nbs/11_runs.ipynb #9b99c056
 @torch.no_grad()

@@ -71,7 +71,7 @@ def seeded(seed):
 
 def step_seed(seed, step): return int(counter_bits(seed, step, stream=9)) >> 1
 
-# %% ../nbs/09_training.ipynb #6adaffd0
+# %% ../nbs/09_training.ipynb #1c2392ff
 def save_atomically(tensors, path, meta):
     "Write safetensors to `path`; `meta` (JSON-able) goes into the header."
     write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"gradcheck": json.dumps(meta)}))
@@ -81,20 +81,16 @@ def read_meta(path):
     with safe_open(path, "pt") as f: return json.loads((f.metadata() or {}).get("gradcheck", "{}"))
 
 def pack(model, ema, optimizer):
-    "Everything that training remembers, as one flat dict of tensors."
+    "Everything that training remembers, as one flat dict of tensors: model.NAME, ema.NAME, optimizer.NAME.MOMENT."
     out = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}
-    for i, state in optimizer.state_dict()["state"].items(): out |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-    return out
+    return out | {f"optimizer.{name}.{k}": v for name, p in model.named_parameters() for k, v in optimizer.state[p].items()}
 
 def unpack(tensors, model, ema, optimizer):
     "The inverse of `pack`, in place."
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     for k in ema: ema[k].copy_(tensors[f"ema.{k}"])
-    state = {}
-    for key in (k for k in tensors if k.startswith("optimizer.")):
-        _, i, name = key.split(".", 2)
-        state.setdefault(int(i), {})[name] = tensors[key]
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for name, p in model.named_parameters():
+        for k in ("step", "exp_avg", "exp_avg_sq"): optimizer.state[p][k] = tensors[f"optimizer.{name}.{k}"]
 
 # %% ../nbs/09_training.ipynb #e9763654
 def prefetched(stream):

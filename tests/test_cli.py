@@ -9,6 +9,7 @@ from PIL import Image
 
 from gradcheck.checkpoints import WEIGHTS
 from gradcheck.cli import main
+from gradcheck.runs import RunSpec, run
 
 
 @pytest.fixture
@@ -94,7 +95,9 @@ def test_train_a_denoiser(cli, tmp_path):
     code, _, _ = cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path)
     assert code == 0 and (tmp_path / "samples.png").is_file()
     card = json.loads((tmp_path / "ddpm.json").read_text())
-    assert card["architecture"] == "UNet" and len(card["channel_mean"]) == 3 and card["diffusion"]["T"] == 400
+    assert card["architecture"] == "UNet" and card["diffusion"]["T"] == 400
+    spec = RunSpec(denoiser=str(tmp_path / "ddpm.safetensors"), steps=3, count=2)                # and it samples, from its own matched start
+    assert run(spec, 2).samples.shape == (2, 3, 64, 64)
 
 
 def test_info(cli):

@@ -4,7 +4,8 @@ import torch
 from conftest import generator
 
 from gradcheck.core import UserError, image_generators, randn
-from gradcheck.ddpm import DDIM, DDPM, Ancestral
+from gradcheck.ddpm import DDIM, DDPM, Ancestral, GaussianStart
+from gradcheck.sportballs import SportBalls
 
 diffusers = pytest.importorskip("diffusers")
 SCHEDULE = dict(num_train_timesteps=400, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
@@ -74,13 +75,15 @@ def test_x0_and_eps_are_inverse():
         assert torch.allclose(ddpm.x0_from(x_t, t, abar.sqrt() * eps - (1 - abar).sqrt() * x0, "v_prediction"), x0)
 
 
-def test_matched_start_has_the_mean_that_training_has():
-    ddpm, mean = DDPM(), [0.9, 0.5, -0.2]
-    x_T = ddpm.start((64, 3, 64, 64), generator(0), mean)
-    expected = ddpm.abar[-1].sqrt() * torch.tensor(mean, dtype=torch.float64)
-    standard_error = (1 - ddpm.abar[-1]).sqrt() / (64 * 64 * 64) ** 0.5
-    assert ((x_T.mean((0, 2, 3)) - expected).abs() < 5 * standard_error).all()
-    assert ddpm.start((64, 3, 64, 64), generator(0)).mean().abs() < 5 / (64 * 3 * 64 * 64) ** 0.5
+def test_matched_start_has_the_moments_that_training_has():
+    ddpm, data = DDPM(), SportBalls().batch(range(600))[0]
+    start = GaussianStart.fit(data, rank=40)
+    x_T = start(ddpm, generator(0), count=3000)
+    trained = ddpm.q_sample(SportBalls().batch(range(2000, 5000))[0], 399, randn((3000, 3, 64, 64), generator(1)))
+    assert (x_T.mean() - trained.mean()).abs() < 0.002
+    brightness = lambda x: x[:, :, 8:40, 8:40].mean((1, 2, 3))                            # where a ball lies, it is darker
+    assert abs(brightness(x_T).std() / brightness(trained).std() - 1) < 0.1
+    assert brightness(randn((3000, 3, 64, 64), generator(2))).std() < 0.8 * brightness(trained).std()
 
 
 def test_the_last_step_is_unguided():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import generator
 
-from gradcheck.core import UserError, image_generators
+from gradcheck.core import UserError, image_generators, randn
 from gradcheck.ddpm import DDIM, DDPM, Ancestral
 from gradcheck.gradients import collect, cosine, measure, saturated_share
 from gradcheck.guidance import (OBJECTIVES, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, guided_steps, predict, sample)
@@ -88,7 +88,7 @@ def exact_where(ddpm, denoiser, x, t, value):
 def test_guided_sampling_of_a_gaussian(sampler, steps):
     n = 20_000
     g = generator(3)
-    x_T = WORLD.start((n, 1, 1, 1), g).double()
+    x_T = randn((n, 1, 1, 1), g).double()
     for step in guided_steps(WORLD, Exact(), Guidance(None, 0, where=exact_where), x_T, g, steps, sampler, micro_batch=n): pass
     x, mean, var = step.x_prev.flatten(), Y / (1 + TAU2), TAU2 / (1 + TAU2)
     bias = 0.02                                                                           # of 400 discrete steps: exact moments in the test below
@@ -157,7 +157,7 @@ def test_unit_norm_and_ema():
 def run(n=4, steps=20, micro_batch=64, generators=None, guidance=None, x_T=None):
     generators = generators or image_generators(0, range(n))
     guidance = guidance or Guidance(Logits(), 2, where=WHERE["x0_hat"], stabilizer=Adam(), scale=0.3)
-    x_T = DDPM().start((len(generators), 3, 6, 6), generators).double() if x_T is None else x_T
+    x_T = randn((len(generators), 3, 6, 6), generators).double() if x_T is None else x_T
     return list(guided_steps(DDPM(), Net(), guidance, x_T, generators, steps, micro_batch=micro_batch))
 
 
@@ -225,7 +225,7 @@ def test_measure_leaves_out_the_first_step_and_passes_steps_through():
 
 
 def test_sample_is_the_exhausted_stream():
-    x_T = DDPM().start((2, 3, 6, 6), image_generators(0, range(2))).double()
+    x_T = randn((2, 3, 6, 6), image_generators(0, range(2))).double()
     gens = lambda: image_generators(1, range(2))
     final = sample(DDPM(), Net(), UNGUIDED, x_T, gens(), steps=5)
     assert torch.equal(final, run(generators=gens(), guidance=UNGUIDED, steps=5, x_T=x_T)[-1].x_prev.clamp(-1, 1))
