@@ -7,7 +7,7 @@ __all__ = ['SAMPLERS', 'STARTS', 'RunSpec', 'parse_target', 'RunResult', 'images
            'models', 'start_of', 'steps_of', 'compute', 'project_root', 'cache_folder', 'write_chunk', 'read_chunk',
            'chunks_of', 'chunk_path', 'run']
 
-# %% ../nbs/11_runs.ipynb #7c80bb20
+# %% ../nbs/11_runs.ipynb #8c793a5a
 import hashlib
 import json
 import os
@@ -22,14 +22,14 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
 from .checkpoints import load_classifier, load_denoiser, load_start, read_card
-from .core import UserError, choose, image_generators, randn, write_bytes
+from .core import UserError, choose, image_generators, make_folder, randn, write_bytes
 from .ddpm import DDIM, DDPM, Ancestral
 from .gradients import collect, measure
 from .guidance import OBJECTIVES, WHERE, Guidance, guided_steps
 from .sportballs import CLASSES
 from .stabilizers import STABILIZERS, make_stabilizer
 
-# %% ../nbs/11_runs.ipynb #eec0473a
+# %% ../nbs/11_runs.ipynb #d84a57f2
 SAMPLERS = {"ancestral": Ancestral(), "ddim": DDIM(), "ddim_eta1": DDIM(eta=1.0)}
 STARTS = ("matched", "standard")
 
@@ -67,7 +67,7 @@ class RunSpec:
     def diffusion(self): return DDPM(**read_card(self.denoiser, "UNet").get("diffusion", {}), clip=self.clip)
 
     @property
-    def start_weights(self): return self.denoiser.removesuffix(".safetensors").rpartition("/")[0] + "/start" + ".safetensors" * self.denoiser.endswith(".safetensors")
+    def start_weights(self): return str(Path(self.denoiser).with_name("start" + Path(self.denoiser).suffix))    # beside the denoiser
 
     @property
     def digests(self):
@@ -175,7 +175,7 @@ def read_chunk(path, spec):
     except (SafetensorError, ValueError, KeyError): pass
     warnings.warn(f"cache file {path} is damaged or foreign; it is computed again.", stacklevel=2)
 
-# %% ../nbs/11_runs.ipynb #6f907995
+# %% ../nbs/11_runs.ipynb #17d1f52d
 def chunks_of(spec, chunk): return [range(a, min(a + chunk, spec.count)) for a in range(0, spec.count, chunk)]
 
 def chunk_path(spec, images, cache): return Path(cache) / spec.key / f"{images.start:06d}-{images.stop:06d}.safetensors"
@@ -186,6 +186,7 @@ def run(spec, chunk=16, device="auto", cache=None, label="run"):
     parts = [read_chunk(chunk_path(spec, images, cache), spec) for images in chunks_of(spec, chunk)]
     missing = sum(len(images) for images, part in zip(chunks_of(spec, chunk), parts) if part is None)
     if missing:
+        make_folder(cache / spec.key)                                    # before, not after, a minute of computing
         with tqdm(total=missing * spec.steps, desc=label, unit="image-step", unit_scale=True) as bar:
             for i, images in enumerate(chunks_of(spec, chunk)):
                 if parts[i] is None:

@@ -114,7 +114,7 @@ def autocast(device, precision):
     dtype = dtypes[precision]
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
 
-# %% ../nbs/09_training.ipynb #e526a339
+# %% ../nbs/09_training.ipynb #5cd38905
 class Trainer:
     """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds checkpoint.safetensors and log.jsonl.
 
@@ -142,7 +142,7 @@ class Trainer:
         meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, recipe=asdict(self.recipe))
         save_atomically(pack(self.model, self.ema, self.optimizer), self.checkpoint, meta)
         record = dict(step=self.step, loss=sum(self.recent) / max(len(self.recent), 1), lr=self.recipe.lr_at(self.step),
-                      images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1), images_per_second=round(self.step * self.recipe.batch_size / self.seconds, 1))
+                      images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1), images_per_second=round(self.step * self.recipe.batch_size / max(self.seconds, 1e-3), 1))
         with open(self.out / "log.jsonl", "a") as f: f.write(json.dumps(record) + "\n")
         self.on_checkpoint(self)
 
