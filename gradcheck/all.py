@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_all.ipynb #b552b7fa
+# %% ../nbs/17_all.ipynb #360cff5b
 from .core import *
 from .sportballs import *
 from .ddpm import *
@@ -20,3 +20,5 @@ from .checkpoints import *
 from .runs import *
 from .experiments import *
 from .plots import *
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -66,7 +66,7 @@ def peak_memory(preset="laptop", images=64, micro_batch=64):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     return tuple(float(x) for x in out)
 
-# %% ../nbs/15_benchmark.ipynb #551a66c7
+# %% ../nbs/15_benchmark.ipynb #1a6d0758
 def time_training(preset="laptop", steps=8):
     "Median seconds per optimizer step of the denoiser, and of waiting for its data."
     model, loss, recipe = training_task(preset, "ddpm")
@@ -84,10 +84,11 @@ def time_training(preset="laptop", steps=8):
 
 def benchmark(preset="laptop", images=64, threads=2, repeats=9):
     "A dict of everything measured, for `json.dumps`: seconds and ratios of sampling steps, data and training rates, peak memory, the machine."
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    seconds = time_steps(preset, images, repeats)
-    work, wait = time_training(preset)
-    (_, at_64), (_, at_256) = peak_memory(preset, 64, 64), peak_memory(preset, 256, 64)
+    try: seconds, (work, wait) = time_steps(preset, images, repeats), time_training(preset)
+    finally: torch.set_num_threads(before)
+    peak = {n: peak_memory(preset, n, images)[1] for n in (images, 4 * images)}
     return provenance() | dict(preset=preset, images=images, threads=threads, step_seconds=seconds, ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
                 data_images_per_second_one_thread=time_data(), training_step_seconds=work, training_wait_for_data_seconds=wait,
-                peak_gib_x0_hat_64_images=at_64, peak_gib_x0_hat_256_images=at_256)
+                peak_gib_of_x0_hat_step_by_images=peak)

@@ -49,7 +49,7 @@ def save_weights(model, path, card, dtype=torch.float16):
     write_bytes(Path(path).with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     return card
 
-# %% ../nbs/10_checkpoints.ipynb #5a15b03e
+# %% ../nbs/10_checkpoints.ipynb #3bca54b8
 def resolve(name):
     "The path of bundled weights (`\"laptop/ddpm\"`) or of a .safetensors file; `UserError` if there is neither."
     path = Path(name) if str(name).endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
@@ -62,6 +62,7 @@ def read_card(name, architecture=None):
     path = resolve(name).with_suffix(".json")
     try: card = json.loads(path.read_text())
     except (OSError, ValueError): raise UserError(f"the card {str(path)!r} is missing or not JSON; it must stand beside the weights.") from None
+    if not (isinstance(card, dict) and {"architecture", "config", "sha256"} <= card.keys()): raise UserError(f"the card {str(path)!r} is not one of ours: architecture, config and sha256 are needed.")
     allowed = [architecture] if architecture else list(ARCHITECTURES)
     if card.get("architecture") not in allowed: raise UserError(f"the weights {str(name)!r} are of architecture {card.get('architecture')!r}; {' or '.join(allowed)} is needed here.")
     return card

@@ -21,7 +21,7 @@ from .core import UserError, choose, make_folder, write_bytes
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="GradCheck, reproduced: classifier guidance of a DDPM, its gradients, and what repairs them.")
 
-# %% ../nbs/16_cli.ipynb #a8465781
+# %% ../nbs/16_cli.ipynb #b1c8d71f
 def parse_params(params):
     "`[\"target=2\"]` to `{\"target\": 2}`; values are JSON where they parse, else text."
     out = {}
@@ -37,9 +37,9 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
               param: List[str] = typer.Option([], "--param", "-p", help="a parameter of the notebooks, NAME=VALUE; may be repeated")):
     "Regenerate figures from the bundled weights, and a page that shows them."
     from gradcheck.reproduce import reproduce as run_all
-    run_all(figures or (), preset, out, seed, **parse_params(param))
+    run_all(figures or (), preset, out, seed, parse_params(param))
 
-# %% ../nbs/16_cli.ipynb #28e2edfe
+# %% ../nbs/16_cli.ipynb #b273090c
 @app.command()
 def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
           dataset: str = "sportballs", preset: str = "laptop", out: Path = Path("data/train/run"), resume: bool = False, device: str = "auto",
@@ -52,50 +52,51 @@ def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str 
     task = choose("model", what, ["ddpm", "classifier"]) if what != "classifier" else choose("kind", kind, ["robust", "nonrobust", "judge"])
     data, device = get_dataset(dataset)(draws=draws, sprites=sprites), pick_device(device)
     model, loss, recipe = training_task(preset, task, classes=len(data.label_names), size=data.canvas)
-    trainer = Trainer(model, loss, data, recipe, out, device, resume, on_checkpoint=sample_grid if task == "ddpm" else None)
+    trainer = Trainer(model, loss, data, recipe, out, device, resume, on_checkpoint=sample_grid if task == "ddpm" else None,
+                      identity=dict(task=task, dataset=dataset, preset=preset) | data.identity)
     model = trainer.run().cpu()
     card = training_card(trainer, model, task, data) | dict(command="gradcheck " + shlex.join(sys.argv[1:]), dataset=dataset, preset=preset)
     card = save_weights(model, out / f"{task}.safetensors", card)
     if task == "ddpm": save_weights(fit_start(data), out / "start.safetensors", {k: card[k] for k in ("command", "data_seed", "draws")} | dict(kind="start", images=FIT_IMAGES))
     typer.echo(f"{out / task}.safetensors  sha256 {card['sha256'][:16]}")
 
-# %% ../nbs/16_cli.ipynb #9663f661
+# %% ../nbs/16_cli.ipynb #d68f16d1
 @app.command()
 def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, or a .safetensors file"), target: str = typer.Option("0", help="class index or name"),
            where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped or unguided"), stabilizer: str = typer.Option("none", help="none, adam, adam_corrected, ema, ema_0.99, unit"),
            objective: str = "log_probability", scale: float = 10.0, steps: int = 400, count: int = 16, seed: int = 0,
-           start: str = typer.Option("matched", help="matched or standard"), out: Path = Path("results/sample"), device: str = "auto"):
+           start: str = typer.Option("matched", help="matched or standard"), clip: bool = typer.Option(True, help="clip x0-hat to [-1, 1]"),
+           judge: str = typer.Option("laptop/judge", help="a classifier that never guides"), out: Path = Path("results/sample"), device: str = "auto"):
     "Sample one setting: a grid of images (grid.png), its curve of cosines (cosine.png, cosine.csv) and what the judge says (run.json)."
     from gradcheck.evaluation import judge_samples
     from gradcheck.plots import cosine_table, figure_bytes, image_grid, plot_cosines, save_png
-    from gradcheck.runs import RunSpec, parse_target, run
-    from gradcheck.sportballs import CLASSES
+    from gradcheck.runs import RunSpec, run
     if not classifier.endswith(".safetensors"): classifier = "laptop/" + choose("classifier", classifier, ["robust", "nonrobust"])
-    target = parse_target(target, read_card(classifier).get("classes", CLASSES))
-    spec = RunSpec(classifier=classifier, target=target, objective=objective, where=where, stabilizer=stabilizer, scale=scale, steps=steps, count=count, seed=seed, start=start)
+    spec = RunSpec(classifier=classifier, judge=judge, target=target, objective=objective, where=where, stabilizer=stabilizer, scale=scale, steps=steps, count=count, seed=seed, start=start, clip=clip)
     make_folder(out)
     result = run(spec, device=device, label="sample")
     save_png(image_grid(result.samples), out / "grid.png")
     label = f"{where}, {stabilizer}, scale {scale:g}"
     table = cosine_table({label: result})
     write_bytes(out / "cosine.csv", table.to_csv(index=False).encode())
-    if steps > 2: write_bytes(out / "cosine.png", figure_bytes(plot_cosines(table, {label: "blue"}, f"target {target}, {Path(classifier).stem}"), "png"))
+    if steps > 2: write_bytes(out / "cosine.png", figure_bytes(plot_cosines(table, {label: "blue"}, f"{Path(classifier).stem} classifier, target class {spec.target}"), "png"))
     judge, guide = result.judge[:, spec.target].mean().item(), result.guide[:, spec.target].mean().item()
     summary = dict(spec=asdict(spec), digests=spec.digests, target_probability_judge=judge, target_probability_guide=guide, shares_judge=judge_samples(result.judge).shares)
     write_bytes(out / "run.json", (json.dumps(summary, indent=1) + "\n").encode())
     typer.echo(f"{out / 'grid.png'}: probability of the target {guide:.2f} by the guide, {judge:.2f} by the independent judge")
 
-# %% ../nbs/16_cli.ipynb #4dc2789e
+# %% ../nbs/16_cli.ipynb #2e8bfc78
 @app.command()
-def evaluate(count: int = typer.Option(256, help="unguided samples"), images: int = typer.Option(2000, help="held-out images"), preset: str = "laptop", out: Path = Path("results/evaluation"), device: str = "auto"):
+def evaluate(count: int = typer.Option(256, min=1, help="unguided samples"), images: int = typer.Option(2000, min=1, max=10_000, help="held-out images"), preset: str = "laptop", out: Path = Path("results/evaluation"), device: str = "auto"):
     "Evaluate the bundled weights: accuracy of the classifiers by noise level, and the judge's word on unguided samples."
     from gradcheck.ddpm import DDPM
     from gradcheck.evaluation import accuracy_by_t, judge_samples
     from gradcheck.plots import image_grid, save_png
     from gradcheck.experiments import get_preset, spec_for
-    from gradcheck.runs import run
+    from gradcheck.runs import pick_device, run
     from gradcheck.sportballs import HELD_OUT, SportBalls
-    weights = get_preset(preset).weights
+    weights, device = get_preset(preset).weights, pick_device(device)
+    make_folder(out)
     table = accuracy_by_t({k: load_weights(f"{weights}/{k}") for k in ("robust", "nonrobust", "judge")}, DDPM(), SportBalls(HELD_OUT), count=images)
     typer.echo(table.to_string(float_format="{:.3f}".format))
     write_bytes(out / "accuracy.csv", table.to_csv().encode())
@@ -106,14 +107,15 @@ def evaluate(count: int = typer.Option(256, help="unguided samples"), images: in
     typer.echo(f"{out / 'samples.png'}: the judge is surer than 0.9 on {verdicts.sure:.1%} of {count}; class shares {', '.join(f'{s:.1%}' for s in verdicts.shares)}")
 
 @app.command()
-def bench(preset: str = "laptop", images: int = 64, threads: int = 2, repeats: int = 9, out: Path = Path("results/bench.json")):
+def bench(preset: str = "laptop", images: int = typer.Option(64, min=1), threads: int = typer.Option(2, min=1), repeats: int = typer.Option(9, min=1, max=300), out: Path = Path("results/bench.json")):
     "Measure what guidance costs, as ratios to the bare step in one run; a table, and JSON in OUT."
     from gradcheck.benchmark import benchmark
+    make_folder(out.parent)
     result = benchmark(preset, images, threads, repeats)
     write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
     for name, s in result["step_seconds"].items(): typer.echo(f"{name:8} {s * 1e3:8.1f} ms per step of {images} images   {result['ratio_to_bare'][name]:.2f} x bare")
-    for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds", "peak_gib_x0_hat_64_images", "peak_gib_x0_hat_256_images"):
-        typer.echo(f"{name:36} {result[name]:10.4g}")
+    for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds"): typer.echo(f"{name:36} {result[name]:10.4g}")
+    for n, gib in result["peak_gib_of_x0_hat_step_by_images"].items(): typer.echo(f"peak memory of an x0-hat step of {n:4} images {gib:5.2f} GiB")
 
 @app.command()
 def info():
@@ -128,14 +130,14 @@ def info():
     for key, value in provenance().items(): typer.echo(f"{key:10} {value}")
     typer.echo(f"{'cache':10} {cache_folder()}")
 
-# %% ../nbs/16_cli.ipynb #b1966079
+# %% ../nbs/16_cli.ipynb #2d4fac02
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")     # click's, or the copy that typer carries
 
 def main():
     "The console script: exit 0, 2 on bad input (one sentence, no traceback), 130 when stopped by hand."
     try: app(standalone_mode=False)
     except UserError as e: sys.exit(_say(str(e), 2))
-    except (KeyboardInterrupt, typer.Abort): sys.exit(_say("stopped; everything finished so far is kept, run the same command again to go on.", 130))
+    except (KeyboardInterrupt, typer.Abort): sys.exit(_say("stopped; finished chunks and the last checkpoint are kept: run the same command again to go on (train: with --resume).", 130))
     except ClickException as e: sys.exit(_say(" ".join(e.format_message().split()), 2))
 
 def _say(message, code):

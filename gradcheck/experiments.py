@@ -7,8 +7,8 @@ __all__ = ['VARIANTS', 'SCALES', 'LAPTOP_RECIPES', 'SMOKE_RECIPES', 'PRESETS', '
            'classifier_recipe', 'get_preset', 'get_dataset', 'training_task', 'fit_start', 'training_card', 'Figure',
            'spec_for', 'figure_specs', 'figure_runs']
 
-# %% ../nbs/12_experiments.ipynb #9fdd0533
-from dataclasses import asdict, dataclass, field
+# %% ../nbs/12_experiments.ipynb #4a2c1ba3
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 
 from .classifiers import MobileNetV3Small
@@ -54,7 +54,7 @@ PRESETS = {
 
 def get_preset(name): return PRESETS[choose("preset", name, PRESETS)]
 
-# %% ../nbs/12_experiments.ipynb #030ee9b0
+# %% ../nbs/12_experiments.ipynb #adfff5e8
 DATASETS = {
     "sportballs": SportBalls,
     "sportballs_128": partial(SportBalls, canvas=128, base=64, balls=3, target="contains soccer ball"),   # the older, binary variant
@@ -66,7 +66,7 @@ def training_task(preset, what, classes=4, size=64):
     "A fresh model, its loss `(model, images, labels, generator)` and its `Recipe`; `what` is \"ddpm\" or a classifier kind."
     p, ddpm = get_preset(preset), DDPM()
     recipe = p.recipes[choose("model", what, p.recipes)]
-    with seeded(recipe.seed): model = UNet(p.unet) if what == "ddpm" else MobileNetV3Small(classes, size)
+    with seeded(recipe.seed): model = UNet(replace(p.unet, size=size)) if what == "ddpm" else MobileNetV3Small(classes, size)
     if what == "ddpm": return model, lambda model, *batch: denoising_loss(model, ddpm, *batch), recipe
     return model, lambda model, *batch: classification_loss(model, ddpm, *batch, kind=what), recipe
 

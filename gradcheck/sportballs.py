@@ -6,7 +6,8 @@
 __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprites', 'render_rotations', 'draw_factors', 'paste',
            'SportBalls']
 
-# %% ../nbs/00_sportballs.ipynb #472ae7cc
+# %% ../nbs/00_sportballs.ipynb #ad30ad6b
+import hashlib
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -76,7 +77,7 @@ def _soccer_ball(u, v, z):
         rgb = np.where(((out < 0.34) & (n @ c > 0))[..., None], np.array((0.07, 0.07, 0.09), np.float32), rgb)
     return rgb
 
-# %% ../nbs/00_sportballs.ipynb #d6f7822b
+# %% ../nbs/00_sportballs.ipynb #c05271c0
 PAINTERS = dict(zip(CLASSES, (_baseball, _basketball, _volleyball, _soccer_ball)))
 
 @cache
@@ -93,16 +94,16 @@ def draw_ball(name, size=256, oversample=2):
     return F.avg_pool2d(torch.tensor(rgba, dtype=torch.float32).permute(2, 0, 1), oversample)
 
 def load_sprites(folder):
-    """User sprites: the `*.png` files of a folder, one class each in the order of their names, as {name: (4, 256, 256)}.
+    """User sprites: the image files of a folder, one class each in the order of their names, as {name: (4, 256, 256)}.
 
     Raises `UserError` if the folder is missing or empty, or if a file is not an RGBA image."""
-    files = sorted(Path(folder).glob("*.png"))
+    files = sorted(f for f in Path(folder).glob("*") if f.suffix.lower() in Image.registered_extensions())
     if not files: raise UserError(f"no sprites in {str(folder)!r}: give a folder that holds one RGBA PNG per class.")
     return {f.stem: _load_sprite(f) for f in files}
 
 def _load_sprite(file):
     try: image = Image.open(file); image.load()
-    except OSError: raise UserError(f"sprite {str(file)!r} cannot be read as a PNG; replace it by an RGBA PNG.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): raise UserError(f"sprite {str(file)!r} cannot be read as a PNG; replace it by an RGBA PNG.") from None
     if image.mode != "RGBA": raise UserError(f"sprite {str(file)!r} is {image.mode}, not RGBA; save it with a transparent background.")
     rgba = torch.from_numpy(np.array(image.resize((256, 256), Image.LANCZOS))).permute(2, 0, 1) / 255
     return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
@@ -128,7 +129,7 @@ def paste(window, ball):
     "Composite a premultiplied ball (s, s, 4) over a window (s, s, 3) of a canvas, in place; uint8."
     window[...] = ball[..., :3] + ((255 - ball[..., 3:]).astype(np.uint16) * window + 127) // 255
 
-# %% ../nbs/00_sportballs.ipynb #4c7aeb33
+# %% ../nbs/00_sportballs.ipynb #6fd67e3d
 class SportBalls(torch.utils.data.Dataset):
     """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i` and `seed` alone.
 
@@ -151,6 +152,12 @@ class SportBalls(torch.utils.data.Dataset):
         other = copy(self)
         other.indices = indices
         return other
+
+    @property
+    def identity(self):
+        "What tells this data set from others, for JSON."
+        drawn = hashlib.sha256(b"".join(s.numpy().tobytes() for s in self.sprites.values())).hexdigest()[:16]
+        return dict(seed=self.seed, draws=self.draws, canvas=self.canvas, base=self.base, balls=self.balls, target=self.target, classes=list(self.classes), sprites=drawn)
 
     def __len__(self): return len(self.indices)
     def __getitem__(self, i):

@@ -114,14 +114,15 @@ def autocast(device, precision):
     dtype = dtypes[precision]
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
 
-# %% ../nbs/09_training.ipynb #5cd38905
+# %% ../nbs/09_training.ipynb #8bbf372a
 class Trainer:
     """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds checkpoint.safetensors and log.jsonl.
 
-    Raises `UserError` if `out` holds another recipe's checkpoint, or one while `resume` is off."""
-    def __init__(self, model, loss, data, recipe, out, device="cpu", resume=False, every_s=180, on_checkpoint=None):
+    `identity` says in JSON what is trained on what. Raises `UserError` if `out` holds the checkpoint of another identity or recipe, or any while `resume` is off."""
+    def __init__(self, model, loss, data, recipe, out, device="cpu", resume=False, every_s=180, on_checkpoint=None, identity=()):
         self.model, self.loss, self.data, self.recipe, self.out = model.to(device, memory_format=torch.channels_last), loss, data, recipe, Path(out)
         self.device, self.every_s, self.on_checkpoint = device, every_s, on_checkpoint or (lambda trainer: None)
+        self.identity = json.loads(json.dumps(dict(identity) | {"recipe": asdict(recipe)}))
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.scaler = torch.amp.GradScaler(enabled=recipe.precision == "float16")
@@ -134,12 +135,14 @@ class Trainer:
         try: meta, tensors = read_meta(self.checkpoint), load_file(self.checkpoint, device=str(self.device))
         except SafetensorError: raise UserError(f"the checkpoint {str(self.checkpoint)!r} is damaged; delete it and start again, or restore a copy.") from None
         if not resume: raise UserError(f"{str(self.out)!r} already holds a training run; resume it (--resume) or choose another folder.")
-        if meta.get("recipe") != asdict(self.recipe): raise UserError(f"{str(self.out)!r} holds a run with another recipe ({meta.get('recipe')}); choose another folder.")
+        was, now = meta.get("identity", {}), self.identity
+        differ = [k for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
+        if differ: raise UserError(f"{str(self.out)!r} holds another training run ({', '.join(f'{k} was {was.get(k)}' for k in differ)}); choose another folder.")
         unpack(tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds, self.recent = meta["step"], meta["seconds"], meta["recent"]
 
     def save(self):
-        meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, recipe=asdict(self.recipe))
+        meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, identity=self.identity)
         save_atomically(pack(self.model, self.ema, self.optimizer), self.checkpoint, meta)
         record = dict(step=self.step, loss=sum(self.recent) / max(len(self.recent), 1), lr=self.recipe.lr_at(self.step),
                       images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1), images_per_second=round(self.step * self.recipe.batch_size / max(self.seconds, 1e-3), 1))

@@ -28,7 +28,7 @@ def cli(monkeypatch, capsys):
     (("reproduce", "--preset", "labtop"), "Did you mean 'laptop'?"),
     (("reproduce", "figure_1", "-p", "sede=1"), "Did you mean 'seed'?"),
     (("reproduce", "figure_1", "-p", "target"), "NAME=VALUE"),
-    (("reproduce", "figure_1", "-p", "target=9"), "0 to 3"),
+    (("reproduce", "figure_1", "-p", "target=9"), "3 (soccer ball)"),
     (("reproduce", "figure_1", "-p", "steps=401"), "T = 400"),
     (("sample", "--classifier", "robst"), "Did you mean 'robust'?"),
     (("sample", "--target", "soccer"), "Did you mean 'soccer ball'?"),
@@ -40,7 +40,16 @@ def cli(monkeypatch, capsys):
     (("sample", "--steps", "1000"), "T = 400"),
     (("sample", "--classifier", "nowhere.safetensors"), "no weights"),
     (("sample", "--classifier", WEIGHTS / "laptop" / "ddpm.safetensors"), "MobileNetV3Small is needed"),
-    (("sample", "--device", "cuda"), "torch sees none"),
+    (("sample", "--device", "gpu"), "choose one of auto, cpu, cuda"),
+    (("sample", "--device", "cuda:99"), "use --device cpu"),
+    (("sample", "--objective", "binary"), "one logit"),
+    (("reproduce", "figure_1", "-p", "seed=1"), "write --seed 1"),
+    (("reproduce", "figure_1", "-p", "report=1"), "unknown parameter 'report'"),
+    (("reproduce", "figure_1", "-p", "target=voleyball"), "Did you mean 'volleyball'?"),
+    (("reproduce", "figure_1", "-p", "steps=abc"), "whole number"),
+    (("reproduce", "figure_1", "-p", "count=2.5"), "whole number"),
+    (("evaluate", "--images", "20000"), "less than or equal to 10000"),
+    (("bench", "--repeats", "0"), "greater than or equal to 1"),
     (("train", "ddmp"), "Did you mean 'ddpm'?"),
     (("train", "classifier", "--kind", "robot"), "Did you mean 'robust'?"),
     (("train", "ddpm", "--dataset", "sportsball"), "Did you mean 'sportballs'?"),
@@ -111,7 +120,8 @@ def test_evaluate(cli, tmp_path):
 
 
 def test_bench(cli, tmp_path):
-    code, out, _ = cli("bench", "--images", "2", "--repeats", "2", "--out", tmp_path / "bench.json")
+    code, out, _ = cli("bench", "--images", "16", "--repeats", "2", "--out", tmp_path / "bench.json")
     result = json.loads((tmp_path / "bench.json").read_text())
     assert code == 0 and set(result["ratio_to_bare"]) >= {"bare", "plain", "x0_hat"} and result["ratio_to_bare"]["bare"] == 1
-    assert 0 < result["peak_gib_x0_hat_64_images"] < 24
+    few, many = result["peak_gib_of_x0_hat_step_by_images"].values()
+    assert 0.2 < few < 2 and many < 1.2 * few                         # does not grow with the number of images

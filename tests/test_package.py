@@ -54,6 +54,8 @@ def test_the_wheel_works_in_an_empty_environment(copy, tmp_path):
     subprocess.run([str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True, capture_output=True)
     code = "\n".join([*(f"import gradcheck.{m.stem}" for m in MODULES), """
 import importlib.util, gradcheck
+from gradcheck.all import *
+DDPM, Guidance, guided_steps
 assert importlib.util.find_spec("nbdev") is None and importlib.util.find_spec("pytest") is None
 assert "site-packages" in gradcheck.__file__
 from gradcheck.checkpoints import load_denoiser, load_classifier, load_start

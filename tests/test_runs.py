@@ -98,7 +98,7 @@ def test_every_field_but_the_count_changes_the_key():
                    steps=10, seed=1, sampler="ddim", start="standard", clip=False)
     keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
     assert len(keys) == len(changed) + 1
-    assert replace(base, count=7).key == base.key
+    assert replace(base, count=7).key == base.key and replace(base, scale=10).key == base.key and replace(base, target="baseball").key == base.key
     assert set(changed) | {"count", "denoiser"} == set(base.__dataclass_fields__)
 
 
@@ -108,7 +108,7 @@ def test_pixels_round_trip():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(stabilizer="adm"), "'adam'"), (dict(where="x0hat"), "'x0_hat'"), (dict(target=4), "0 to 3"), (dict(steps=401), "T = 400"), (dict(steps=0), "T = 400"),
+    (dict(stabilizer="adm"), "'adam'"), (dict(where="x0hat"), "'x0_hat'"), (dict(target=4), "soccer ball"), (dict(steps=2.5), "whole number"), (dict(count="x"), "whole number"), (dict(scale="ten"), "a number"), (dict(steps=401), "T = 400"), (dict(steps=0), "T = 400"),
     (dict(scale=float("nan")), "finite"), (dict(scale=-1.0), "finite"), (dict(count=0), "at least 1"), (dict(classifier="laptop/rubust"), "laptop/robust"),
     (dict(sampler="dim"), "'ddim'"), (dict(start="zero"), "matched"), (dict(objective="logits"), "'logit'")])
 def test_bad_settings(change, message):

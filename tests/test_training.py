@@ -19,9 +19,9 @@ from gradcheck.training import Recipe, Trainer, denoising_loss, read_meta, seede
 from gradcheck.unet import UNet, UNetConfig
 
 
-def trainer(out, what="ddpm", steps=6, resume=False, **changes):
+def trainer(out, what="ddpm", steps=6, resume=False, data=SportBalls(), **changes):
     model, loss, recipe = training_task("smoke", what)
-    return Trainer(model, loss, SportBalls(), replace(recipe, steps=steps, **changes), out, resume=resume)
+    return Trainer(model, loss, data, replace(recipe, steps=steps, **changes), out, resume=resume, identity=dict(task=what) | data.identity)
 
 
 def weights(path): return load_file(path / "checkpoint.safetensors")
@@ -59,17 +59,17 @@ import sys; sys.path.insert(0, {str(__import__('pathlib').Path(__file__).parent)
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from test_training import trainer
-t = trainer(Path({str(tmp_path / 'killed')!r}), steps=40, resume=True); t.every_s = 0.0; t.run()
+t = trainer(Path({str(tmp_path / 'killed')!r}), steps=200, resume=True); t.every_s = 0.0; t.run()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None: time.sleep(0.01)
-    time.sleep(0.3)
+    while read_meta(checkpoint)["step"] < 2 and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < read_meta(checkpoint)["step"] < 40
+    assert 0 < read_meta(checkpoint)["step"] < 200
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
-    trainer(tmp_path / "whole", steps=40).run()
+    trainer(tmp_path / "whole", steps=200).run()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
@@ -111,7 +111,9 @@ def test_perfect_denoisers_have_zero_loss():
 def test_refusals(tmp_path):
     trainer(tmp_path, steps=2).run()
     with pytest.raises(UserError, match="--resume"): trainer(tmp_path, steps=2)
-    with pytest.raises(UserError, match="another recipe"): trainer(tmp_path, steps=3, resume=True)
+    with pytest.raises(UserError, match="another training run .recipe was"): trainer(tmp_path, steps=3, resume=True)
+    with pytest.raises(UserError, match="task was ddpm"): trainer(tmp_path, "robust", steps=2, resume=True)
+    with pytest.raises(UserError, match="draws was independent"): trainer(tmp_path, steps=2, resume=True, data=SportBalls(draws="coupled"))
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"): trainer(tmp_path, steps=2, resume=True)
