@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .core import RowLinear, UserError, row_linear
 
-# %% ../nbs/04_classifiers.ipynb #8ef34814
+# %% ../nbs/04_classifiers.ipynb #066aeb6e
 def conv_norm(c_in, c_out, kernel, stride=1, groups=1, act=nn.Hardswish):
     "Convolution, batch normalisation (torchvision's eps and momentum), activation (or none)."
     layers = [nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.01)]
@@ -26,7 +26,8 @@ class SqueezeExcitation(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(c, squeezed, 1), nn.Conv2d(squeezed, c, 1)
 
     def forward(self, x):
-        hidden = row_linear(x.mean((2, 3)), self.fc1.weight, self.fc1.bias).relu()
+        means = x.sum((2, 3)) / x[0, 0].numel()          # dividing (N, C), not (N, C, H, W), forward and backward
+        hidden = row_linear(means, self.fc1.weight, self.fc1.bias).relu()
         gate = nn.functional.hardsigmoid(row_linear(hidden, self.fc2.weight, self.fc2.bias))
         return x * gate[:, :, None, None]
 
@@ -68,12 +69,13 @@ class MobileNetV3Small(nn.Module):
             raise UserError(f"the classifier was given images of shape {tuple(x.shape[1:])} but takes (3, {size}, {size}) (channels, height, width).")
         return self.classifier(self.features(x).mean((2, 3)))
 
-# %% ../nbs/04_classifiers.ipynb #fca235d6
+# %% ../nbs/04_classifiers.ipynb #d8e2acd0
 def fold_norms(model):
-    "Fold batch normalisations into the convolutions before them, in place (inference only); returns the model."
+    "Fold batch normalisations into the convolutions before them, and keep in float64 what `row_linear` uses as such; in place (inference only); returns the model."
     for block in model.modules():
         if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+        if isinstance(block, (RowLinear, SqueezeExcitation)): block.double()
     return model
 
 # %% ../nbs/04_classifiers.ipynb #361334c9
