@@ -74,7 +74,7 @@ class DDPM:
         ts = [math.ceil(self.T * (steps - k) / steps) - 1 for k in range(steps)]
         return list(zip(ts, ts[1:] + [-1]))
 
-# %% ../nbs/02_ddpm.ipynb #387fc8d2
+# %% ../nbs/02_ddpm.ipynb #12316274
 class GaussianStart(nn.Module):
     "The matched start: `mean` (C, H, W) and principal components `factor` (K, C, H, W), scaled so that x0 = mean + sum_k z_k factor_k has the data's moments."
     def __init__(self, rank, channels, size):
@@ -94,7 +94,8 @@ class GaussianStart(nn.Module):
         "x_T (N, C, H, W) from one generator and a count, or from one generator per image."
         count = len(generator) if count is None else count
         eps, z = randn((count, *self.mean.shape), generator, self.mean.device), randn((count, len(self.factor)), generator, self.mean.device)
-        return ddpm.q_sample(self.mean + torch.einsum("nk,kchw->nchw", z, self.factor), ddpm.T - 1, eps)
+        x0 = torch.stack([self.mean + torch.tensordot(z_i, self.factor, 1) for z_i in z])        # one by one: the same bits in any batch
+        return ddpm.q_sample(x0, ddpm.T - 1, eps)
 
 # %% ../nbs/02_ddpm.ipynb #a63a8592
 @dataclass(frozen=True)
