@@ -48,25 +48,21 @@ def time_data(batch=64, batches=40):
     torch.set_num_threads(threads)
     return batch * batches / seconds
 
-# %% ../nbs/15_benchmark.ipynb #0be79a9a
+# %% ../nbs/15_benchmark.ipynb #de763b2c
 PEAK = """
 import resource, torch
 from gradcheck.experiments import spec_for
 from gradcheck.runs import steps_of
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-next(steps_of(spec_for({preset!r}, "nonrobust", "x0_hat", count=1), range(1)))
-before = peak()
 next(steps_of(spec_for({preset!r}, "nonrobust", "x0_hat", count={images}), range({images}), micro_batch={micro_batch}))
-print(before, peak())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 def peak_memory(preset="laptop", images=64, micro_batch=64):
-    "GiB of resident memory at most (Linux) of a fresh process that makes an x0-hat step: with one image, and with `images` in micro-batches."
+    "GiB of resident memory at most (Linux) of a fresh process that makes an x0-hat step of `images` in micro-batches."
     code = PEAK.format(preset=preset, images=images, micro_batch=micro_batch)
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    return tuple(float(x) for x in out)
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
-# %% ../nbs/15_benchmark.ipynb #1a6d0758
+# %% ../nbs/15_benchmark.ipynb #5ffddb64
 def time_training(preset="laptop", steps=8):
     "Median seconds per optimizer step of the denoiser, and of waiting for its data."
     model, loss, recipe = training_task(preset, "ddpm")
@@ -88,7 +84,7 @@ def benchmark(preset="laptop", images=64, threads=2, repeats=9):
     torch.set_num_threads(threads)
     try: seconds, (work, wait) = time_steps(preset, images, repeats), time_training(preset)
     finally: torch.set_num_threads(before)
-    peak = {n: peak_memory(preset, n, images)[1] for n in (images, 4 * images)}
+    peak = {n: peak_memory(preset, n, images) for n in (images, 4 * images)}
     return provenance() | dict(preset=preset, images=images, threads=threads, step_seconds=seconds, ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
                 data_images_per_second_one_thread=time_data(), training_step_seconds=work, training_wait_for_data_seconds=wait,
                 peak_gib_of_x0_hat_step_by_images=peak)

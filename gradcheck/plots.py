@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'MARKERS', 'STYLE', 'cosine_table', 'plot_cosines', 'image_grid', 'save_png', 'sample_grid', 'provenance',
            'figure_bytes', 'save_figure']
 
-# %% ../nbs/12_plots.ipynb #7ff747d0
+# %% ../nbs/12_plots.ipynb #147a09e7
 import io
 import json
 import platform
@@ -15,7 +15,6 @@ import time
 from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -88,7 +87,7 @@ def sample_grid(trainer, steps=50):
     images = sample(DDPM(), freeze(model), UNGUIDED, x_T, generators, steps=steps)
     save_png(image_grid(images_to_uint8(images).cpu()), trainer.out / "samples.png")
 
-# %% ../nbs/12_plots.ipynb #f199d01b
+# %% ../nbs/12_plots.ipynb #19b7098f
 def provenance():
     "Git revision and state, library versions, device."
     def git(*args):
@@ -109,8 +108,7 @@ def figure_bytes(fig, suffix):
 
 def save_figure(fig, figure, preset, out, table, runs, parameters, started):
     "Write PNG, PDF, CSV and sidecar of a figure into `out`/`preset`, and return that folder. `started` is a `time.time()`."
-    folder = Path(out) if Path(out).is_absolute() else project_root() / out
-    folder = folder / preset
+    folder = project_root() / out / preset                              # an absolute `out` stands for itself
     for suffix in ("png", "pdf"): write_bytes(folder / f"{figure}.{suffix}", figure_bytes(fig, suffix))
     write_bytes(folder / f"{figure}.csv", table.to_csv(index=False).encode())
     specs = {label: asdict(r.spec) | {"digests": r.spec.digests} for label, r in runs.items()}

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SPEC_PARAMETERS', 'PAGE', 'notebook_of', 'check_parameters', 'execute', 'note_seconds', 'reproduce', 'write_page']
 
-# %% ../nbs/13_reproduce.ipynb #4a8c252c
+# %% ../nbs/13_reproduce.ipynb #bd7b6c48
 import base64
 import json
 import logging
 import time
 import warnings
-from pathlib import Path
 
 import papermill as pm
 from jinja2 import Environment
@@ -35,7 +34,7 @@ def check_parameters(path, given):
     known = list(pm.inspect_notebook(str(path)))
     for name in given: choose("parameter", name, known)
 
-# %% ../nbs/13_reproduce.ipynb #42602ceb
+# %% ../nbs/13_reproduce.ipynb #97d2bd13
 SPEC_PARAMETERS = ("seed", "target", "steps", "count", "scale")
 
 def execute(figure, folder, parameters):
@@ -62,7 +61,7 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
     parameters = parameters or {}
     for name in {"preset", "out", "seed"} & set(parameters): raise UserError(f"parameter {name!r} has an option of its own; write --{name} {parameters[name]}.")
     figures = list(figures) or list(FIGURES)
-    root = Path(out) if Path(out).is_absolute() else project_root() / out
+    root = project_root() / out                                         # an absolute `out` stands for itself
     for figure in figures: check_parameters(notebook_of(figure), parameters)
     changes = {"seed": seed} | {k: v for k, v in parameters.items() if k in SPEC_PARAMETERS}
     for figure in figures: figure_specs(figure, preset, **changes)

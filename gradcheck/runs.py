@@ -7,7 +7,7 @@ __all__ = ['SAMPLERS', 'STARTS', 'number', 'parse_target', 'class_names', 'RunSp
            'uint8_to_images', 'pick_device', 'models', 'start_of', 'steps_of', 'compute', 'project_root',
            'cache_folder', 'write_chunk', 'read_chunk', 'chunks_of', 'chunk_path', 'run']
 
-# %% ../nbs/11_runs.ipynb #8c793a5a
+# %% ../nbs/11_runs.ipynb #7f9cfae2
 import hashlib
 import json
 import os
@@ -22,12 +22,13 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
 from .checkpoints import load_classifier, load_denoiser, load_start, read_card
-from .core import UserError, choose, image_generators, make_folder, randn, write_bytes
+from .core import UserError, choose, image_generators, make_folder, randn
 from .ddpm import DDIM, DDPM, Ancestral
 from .gradients import collect, measure
 from .guidance import OBJECTIVES, WHERE, Guidance, guided_steps
 from .sportballs import CLASSES
 from .stabilizers import STABILIZERS, make_stabilizer
+from .training import read_meta, save_atomically
 
 # %% ../nbs/11_runs.ipynb #f334aa47
 def number(name, value, kind):
@@ -127,7 +128,7 @@ class RunResult:
 def images_to_uint8(x): return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
 def uint8_to_images(x): return x.float() / 127.5 - 1
 
-# %% ../nbs/11_runs.ipynb #8b905c23
+# %% ../nbs/11_runs.ipynb #b30247eb
 def pick_device(name="auto"):
     "A torch device; `\"auto\"` is CUDA where there is one. Raises `UserError` if a GPU is asked for and absent."
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
@@ -142,8 +143,8 @@ def _model(load, name, digest, device): return load(name, device)
 
 def models(spec, device):
     "Denoiser, guiding classifier and judge of a run; kept in memory between runs."
-    loaders = {"denoiser": load_denoiser, "classifier": load_classifier, "judge": load_classifier}
-    return [_model(load, getattr(spec, k), spec.digests[k], device) for k, load in loaders.items()]
+    digests, loaders = spec.digests, {"denoiser": load_denoiser, "classifier": load_classifier, "judge": load_classifier}
+    return [_model(load, getattr(spec, k), digests[k], device) for k, load in loaders.items()]
 
 def start_of(spec, denoiser, generators, device):
     "x_T of a run, one image per generator."
@@ -172,7 +173,7 @@ def compute(spec, images, device="cpu", bar=None):
     trace = {f"trace.{name}": values for name, values in collect(rows).items()}
     return trace | dict(samples=samples.cpu(), times=torch.tensor(times), guide=classifier(final).softmax(1).cpu(), judge=judge(final).softmax(1).cpu())
 
-# %% ../nbs/11_runs.ipynb #cd9baac9
+# %% ../nbs/11_runs.ipynb #5aa069d2
 def project_root():
     "The folder of the project (it has nbs/ and settings.ini) that holds the working directory; else the working directory."
     here = Path.cwd()
@@ -184,15 +185,13 @@ def _content(tensors): return hashlib.sha256(save(dict(sorted(tensors.items())))
 
 def write_chunk(path, tensors, spec):
     header = {"spec": asdict(spec), "key": spec.key, "images": path.stem, "content": _content(tensors)}
-    write_bytes(path, save(tensors, metadata={"gradcheck": json.dumps(header)}))
+    save_atomically(tensors, path, header)
 
 def read_chunk(path, spec):
     "The tensors of a finished chunk, or None if there is none that can be trusted."
     if not path.is_file(): return None
     try:
-        data = path.read_bytes()
-        header = json.loads(json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]["gradcheck"])
-        tensors = load(data)
+        header, tensors = read_meta(path), load(path.read_bytes())
         if header["key"] == spec.key and header["images"] == path.stem and header["content"] == _content(tensors): return tensors
     except (SafetensorError, ValueError, KeyError, TypeError, OSError): pass
     warnings.warn(f"cache file {path} is damaged or foreign; it is computed again.", stacklevel=2)
