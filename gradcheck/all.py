@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_all.ipynb #360cff5b
+# %% ../nbs/17_all.ipynb #54abbb8f
 from .core import *
 from .sportballs import *
 from .ddpm import *
@@ -15,10 +15,14 @@ from .stabilizers import *
 from .guidance import *
 from .gradients import *
 from .evaluation import *
+from .metrics import *
 from .training import *
 from .checkpoints import *
 from .runs import *
+from .scales import *
+from .scores import *
 from .experiments import *
+from .figures import *
 from .plots import *
 
 __all__ = [name for name in dir() if not name.startswith("_")]

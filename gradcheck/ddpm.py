@@ -97,7 +97,7 @@ class GaussianStart(nn.Module):
         x0 = torch.stack([self.mean + torch.tensordot(z_i, self.factor, 1) for z_i in z])        # one by one: the same bits in any batch
         return ddpm.q_sample(x0, ddpm.T - 1, eps)
 
-# %% ../nbs/02_ddpm.ipynb #a63a8592
+# %% ../nbs/02_ddpm.ipynb #72db885f
 @dataclass(frozen=True)
 class Ancestral:
     "The DDPM step with the posterior variance beta-tilde (\"fixed small\"); the push enters as Sigma_t times s times g."
@@ -110,15 +110,25 @@ class Ancestral:
         alpha = abar / abar_prev
         return (abar_prev.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - abar_prev) * x_t) / (1 - abar)
 
+    def gain(self, ddpm, t, t_prev, x):
+        "How far a push of 1 moves x_prev."
+        return self.variance(ddpm, t, t_prev, x)
+
     def step(self, ddpm, x_t, x0, t, t_prev, noise, push):
         var = self.variance(ddpm, t, t_prev, x_t)
         return self.mean(ddpm, x_t, x0, t, t_prev) + var * push + var.sqrt() * noise
 
-# %% ../nbs/02_ddpm.ipynb #e6f0f4ce
+# %% ../nbs/02_ddpm.ipynb #2eee4d4d
 @dataclass(frozen=True)
 class DDIM:
     "The DDIM step; eta = 0 is deterministic, eta = 1 has the variance of the ancestral step."
     eta: float = 0.0
+
+    def gain(self, ddpm, t, t_prev, x):
+        "How far a push of 1 moves x_prev: by x0-hat and by eps."
+        abar, abar_prev = ddpm.abar_at(t, x), ddpm.abar_at(t_prev, x)
+        var = self.eta**2 * Ancestral().variance(ddpm, t, t_prev, x)
+        return abar_prev.sqrt() * (1 - abar) / abar.sqrt() - (1 - abar_prev - var).sqrt() * (1 - abar).sqrt()
 
     def step(self, ddpm, x_t, x0, t, t_prev, noise, push):
         abar, abar_prev = ddpm.abar_at(t, x_t), ddpm.abar_at(t_prev, x_t)

@@ -122,16 +122,17 @@ def freeze(model):
     "Put a model into evaluation mode, without gradients for its parameters, channels last; returns it."
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-# %% ../nbs/06_guidance.ipynb #714ac2ea
+# %% ../nbs/06_guidance.ipynb #4a497be8
 @dataclass(frozen=True)
 class Step:
-    "One sampling step; images (N, C, H, W) in the dtype of x_T. `gradient` is raw, `guidance` is stabilised, before the scale."
+    "One sampling step; images (N, C, H, W) in the dtype of x_T. `gradient` is raw, `guidance` is stabilised, before the scale; `shift` is what it adds to x_prev."
     t: int
     x_t: torch.Tensor
     x0_raw: torch.Tensor       # x0-hat before clipping
     x0_hat: torch.Tensor
     gradient: torch.Tensor
     guidance: torch.Tensor
+    shift: torch.Tensor
     x_prev: torch.Tensor
 
 class NonFiniteGradient(UserError, ArithmeticError):
@@ -142,7 +143,7 @@ def check_finite(gradient, t, guidance):
     if bad: raise NonFiniteGradient(f"the guidance gradient is not finite at time step {t} for image {bad[0]} of the batch ({guidance.where.__name__}, "
                                     f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier.")
 
-# %% ../nbs/06_guidance.ipynb #eceeacd2
+# %% ../nbs/06_guidance.ipynb #92f3805c
 def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=64):
     """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image.
 
@@ -154,8 +155,9 @@ def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=A
         check_finite(gradient, t, guidance)
         stabilised = guidance.stabilise(gradient, t)
         noise, x0_hat = randn(x_t.shape, generator, x_t.device).to(x_t.dtype), ddpm.clip_x0(x0_raw)
-        x_prev = sampler.step(ddpm, x_t, x0_hat, t, t_prev, noise, push=(guidance.scale_at(t) or 0.0) * stabilised)
-        yield Step(t, x_t, x0_raw, x0_hat, gradient, stabilised, x_prev)
+        push = (guidance.scale_at(t) or 0.0) * stabilised
+        x_prev = sampler.step(ddpm, x_t, x0_hat, t, t_prev, noise, push)
+        yield Step(t, x_t, x0_raw, x0_hat, gradient, stabilised, sampler.gain(ddpm, t, t_prev, x_t) * push, x_prev)
         x_t = x_prev
 
 def sample(*args, **kwargs):

@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'MARKERS', 'STYLE', 'cosine_table', 'plot_cosines', 'image_grid', 'save_png', 'sample_grid', 'provenance',
            'figure_bytes', 'save_figure']
 
-# %% ../nbs/12_plots.ipynb #147a09e7
+# %% ../nbs/12_plots.ipynb #332037e4
 import io
 import json
 import platform
@@ -24,13 +24,14 @@ from PIL import Image
 
 from .core import image_generators, write_bytes
 from .ddpm import DDPM
-from .experiments import FIGURES, fit_start
+from .experiments import fit_start
+from .figures import FIGURES
 from .guidance import UNGUIDED, freeze, sample
 from .runs import images_to_uint8, pick_device, project_root
 
-# %% ../nbs/12_plots.ipynb #cecde569
-PALETTE = {"red": "#D0312D", "blue": "#0072B2", "orange": "#E69F00", "purple": "#7B3FA0", "green": "#009E73"}
-MARKERS = {"red": "o", "blue": "s", "orange": "^", "purple": "D", "green": "v"}
+# %% ../nbs/12_plots.ipynb #26fa68aa
+PALETTE = {"red": "#D0312D", "blue": "#0072B2", "orange": "#E69F00", "purple": "#7B3FA0", "green": "#009E73", "grey": "#555555"}
+MARKERS = {"red": "o", "blue": "s", "orange": "^", "purple": "D", "green": "v", "grey": "X"}
 
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
          "legend.frameon": False, "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
@@ -87,7 +88,7 @@ def sample_grid(trainer, steps=50):
     images = sample(DDPM(), freeze(model), UNGUIDED, x_T, generators, steps=steps)
     save_png(image_grid(images_to_uint8(images).cpu()), trainer.out / "samples.png")
 
-# %% ../nbs/12_plots.ipynb #19b7098f
+# %% ../nbs/12_plots.ipynb #c6966109
 def provenance():
     "Git revision and state, library versions, device."
     def git(*args):
@@ -106,13 +107,13 @@ def figure_bytes(fig, suffix):
     with plt.rc_context(STYLE): fig.savefig(buffer, format=suffix)
     return buffer.getvalue()
 
-def save_figure(fig, figure, preset, out, table, runs, parameters, started):
-    "Write PNG, PDF, CSV and sidecar of a figure into `out`/`preset`, and return that folder. `started` is a `time.time()`."
+def save_figure(fig, figure, preset, out, table, specs, parameters, started):
+    "Write PNG, PDF, CSV and sidecar of a figure into `out`/`preset`, and return that folder. `specs` are those of its runs, by label; `started` is a `time.time()`."
     folder = project_root() / out / preset                              # an absolute `out` stands for itself
     for suffix in ("png", "pdf"): write_bytes(folder / f"{figure}.{suffix}", figure_bytes(fig, suffix))
     write_bytes(folder / f"{figure}.csv", table.to_csv(index=False).encode())
-    specs = {label: asdict(r.spec) | {"digests": r.spec.digests} for label, r in runs.items()}
-    sidecar = dict(figure=figure, caption=FIGURES[figure].caption, source=FIGURES[figure].source, parameters=parameters, runs=specs,
+    runs = {label: asdict(spec) | {"digests": spec.digests} for label, spec in specs.items()}
+    sidecar = dict(figure=figure, caption=FIGURES[figure].caption, source=FIGURES[figure].source, protocol=FIGURES[figure].protocol, parameters=parameters, runs=runs,
                    seconds=round(time.time() - started, 1), **provenance())
     write_bytes(folder / f"{figure}.json", (json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n").encode())
     return folder

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPEC_PARAMETERS', 'PAGE', 'notebook_of', 'check_parameters', 'execute', 'note_seconds', 'reproduce', 'write_page']
 
-# %% ../nbs/13_reproduce.ipynb #bd7b6c48
+# %% ../nbs/13_reproduce.ipynb #dda28896
 import base64
 import json
 import logging
@@ -17,7 +17,8 @@ from jinja2 import Environment
 from papermill.exceptions import PapermillExecutionError
 
 from .core import UserError, choose, make_folder, write_bytes
-from .experiments import FIGURES, figure_runs, figure_specs, get_preset
+from .experiments import get_preset
+from .figures import FIGURES, figure_runs, figure_specs
 from .runs import project_root
 
 # %% ../nbs/13_reproduce.ipynb #44aae9fb

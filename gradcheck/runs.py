@@ -7,7 +7,7 @@ __all__ = ['SAMPLERS', 'STARTS', 'number', 'parse_target', 'class_names', 'RunSp
            'uint8_to_images', 'pick_device', 'models', 'start_of', 'steps_of', 'compute', 'project_root',
            'cache_folder', 'write_chunk', 'read_chunk', 'chunks_of', 'chunk_path', 'run']
 
-# %% ../nbs/11_runs.ipynb #7f9cfae2
+# %% ../nbs/11_runs.ipynb #8556d01b
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .checkpoints import load_classifier, load_denoiser, load_start, read_card
 from .core import UserError, choose, image_generators, make_folder, randn
 from .ddpm import DDIM, DDPM, Ancestral
-from .gradients import collect, measure
+from .gradients import collect, cosine_in_random_order, measure
 from .guidance import OBJECTIVES, WHERE, Guidance, guided_steps
 from .sportballs import CLASSES
 from .stabilizers import STABILIZERS, make_stabilizer
@@ -52,7 +52,7 @@ def class_names(name):
     card = read_card(name, "MobileNetV3Small")
     return card.get("classes") or [str(i) for i in range(card["config"]["classes"])]
 
-# %% ../nbs/11_runs.ipynb #034e6b64
+# %% ../nbs/11_runs.ipynb #f4f6085a
 SAMPLERS = {"ancestral": Ancestral(), "ddim": DDIM(), "ddim_eta1": DDIM(eta=1.0)}
 STARTS = ("matched", "standard")
 
@@ -106,14 +106,15 @@ class RunSpec:
     def key(self):
         "Digest of the setting, but for the count: more images of the same setting extend the run."
         cards = {k: read_card(name) for k, name in self.weights.items()}
-        fields = asdict(self) | {k: [card["sha256"], card["config"], card.get("diffusion")] for k, card in cards.items()} | {"format": 1}
+        fields = asdict(self) | {k: [card["sha256"], card["config"], card.get("diffusion")] for k, card in cards.items()} | {"format": 2}
         del fields["count"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
 
-# %% ../nbs/11_runs.ipynb #0074aa60
+# %% ../nbs/11_runs.ipynb #a355a813
 @dataclass(frozen=True)
 class RunResult:
-    """`samples` uint8 (N, 3, H, W); `trace`: cosine, cosine_raw, norm, norm_raw, saturated, each (steps, N); `times` (steps,);
+    """`samples` uint8 (N, 3, H, W); `trace`: cosine, cosine_raw, cosine_null (raw gradients in random order), norm, norm_raw,
+    energy, saturated, each (steps, N); `times` (steps,);
     `guide` and `judge`: class probabilities (N, classes) of the final images."""
     spec: RunSpec
     samples: torch.Tensor
@@ -124,6 +125,9 @@ class RunResult:
 
     @property
     def similarity(self): return self.trace["cosine"].nanmean(0)      # (N,), mean over the steps
+
+    @property
+    def energy(self): return self.trace["energy"].sum(0)              # (N,), length of all that the guidance added, pixels in [-1, 1]
 
 def images_to_uint8(x): return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
 def uint8_to_images(x): return x.float() / 127.5 - 1
@@ -160,17 +164,18 @@ def steps_of(spec, images, device="cpu", micro_batch=64):
     guidance = Guidance(classifier, spec.target, OBJECTIVES[spec.objective], WHERE[spec.where], make_stabilizer(spec.stabilizer), spec.scale)
     return guided_steps(spec.diffusion, denoiser, guidance, x_T, generators, spec.steps, SAMPLERS[spec.sampler], micro_batch)
 
-# %% ../nbs/11_runs.ipynb #9b99c056
+# %% ../nbs/11_runs.ipynb #0351f811
 @torch.no_grad()
 def compute(spec, images, device="cpu", bar=None):
     "Sample and measure some images of a run; a flat dict of tensors, images first or second."
-    rows, times = [], []
+    rows, times, gradients = [], [], []
     for step, row in measure(steps_of(spec, images, device)):
-        rows.append(row); times.append(step.t)
+        rows.append(row); times.append(step.t); gradients.append(step.gradient)
         if bar is not None: bar.update(len(images))
     samples = images_to_uint8(step.x_prev)
     final, (_, classifier, judge) = uint8_to_images(samples), models(spec, device)
-    trace = {f"trace.{name}": values for name, values in collect(rows).items()}
+    traces = collect(rows) | {"cosine_null": cosine_in_random_order(gradients, make_stabilizer(spec.stabilizer), spec.seed, images)}
+    trace = {f"trace.{name}": values for name, values in traces.items()}
     return trace | dict(samples=samples.cpu(), times=torch.tensor(times), guide=classifier(final).softmax(1).cpu(), judge=judge(final).softmax(1).cpu())
 
 # %% ../nbs/11_runs.ipynb #5aa069d2
