@@ -21,7 +21,7 @@ from .core import UserError, choose, make_folder, write_bytes
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="GradCheck, reproduced: classifier guidance of a DDPM, its gradients, and what repairs them.")
 
-# %% ../nbs/16_cli.ipynb #b1c8d71f
+# %% ../nbs/16_cli.ipynb #e7020d50
 def parse_params(params):
     "`[\"target=2\"]` to `{\"target\": 2}`; values are JSON where they parse, else text."
     out = {}
@@ -34,10 +34,15 @@ def parse_params(params):
 
 @app.command()
 def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1 ...; all by default"), preset: str = "laptop", out: str = "results", seed: int = 0,
-              param: List[str] = typer.Option([], "--param", "-p", help="a parameter of the notebooks, NAME=VALUE; may be repeated")):
-    "Regenerate figures from the bundled weights, and a page that shows them."
-    from gradcheck.reproduce import reproduce as run_all
-    run_all(figures or (), preset, out, seed, parse_params(param))
+              param: List[str] = typer.Option([], "--param", "-p", help="a parameter of the notebooks, NAME=VALUE; may be repeated"),
+              plan: bool = typer.Option(False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take")):
+    "Regenerate figures from the bundled weights, decide the claims, and make a page that shows them."
+    from gradcheck.reproduce import checked, reproduce as run_all
+    params = parse_params(param)
+    if not plan: return run_all(figures or (), preset, out, seed, params)
+    from gradcheck.plan import plan as planned, plan_text
+    figures, changes = checked(figures or (), preset, seed, params)
+    typer.echo(plan_text(planned(figures, preset, **changes)))
 
 # %% ../nbs/16_cli.ipynb #b273090c
 @app.command()

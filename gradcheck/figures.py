@@ -39,7 +39,7 @@ class Curve:
     color: str
     layout: Callable = full
 
-# %% ../nbs/12_figures.ipynb #a7192c75
+# %% ../nbs/12_figures.ipynb #aa1abc71
 LABELS = {"plain": "no modification", "x0_hat": "x̂₀-prediction", "adam": "ADAM", "both": "x̂₀-prediction + ADAM"}
 CLASSIFIERS = {"robust": ("robust", "red"), "nonrobust": ("non-robust", "blue")}
 
@@ -85,7 +85,7 @@ FIGURES = {
         "Target probability against image quality", "Trade-off between the probability of the target class, by the guide (first column) and by an independent judge (second), and the "
         "Fréchet distance to the images of the target class, along the guidance scale s (printed at the points); third and fourth column: against the injected energy.",
         "the quantities: the paper's caption; variants, judge and energy axis: our reading", "49 × 1024 generations, T = 400, Inception features (the authors' later code)",
-        {"no guidance": replace(UNGUIDED_CURVE, layout=respaced)} | grid(along_energy)),
+        {"no guidance, respaced": replace(UNGUIDED_CURVE, layout=respaced)} | grid(along_energy)),
     "figure_6": Figure(
         "Samples", "Samples for each target class and variant, all at the same injected energy. A column of pictures starts from the same noise in every row.",
         OURS, "not known", grid(each_class)),

@@ -19,11 +19,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from .core import UserError, counter_integers
 
-# %% ../nbs/08_metrics.ipynb #df8901c5
+# %% ../nbs/08_metrics.ipynb #1ab33ffc
 @torch.no_grad()
 def judge_features(judge, images, batch=256):
-    "Activations (N, 1024), float32, of a MobileNetV3-small before its last layer, for images (N, 3, H, W) in [-1, 1]."
-    return torch.cat([judge.classifier[:-1](judge.features(x).mean((2, 3))).float() for x in images.split(batch)])
+    "Pooled activations (N, 576), float32, of a MobileNetV3-small, for images (N, 3, H, W) in [-1, 1]."
+    return torch.cat([judge.features(x).mean((2, 3)) for x in images.split(batch)])
 
 @torch.no_grad()
 def inception_features(network, images, batch=64):

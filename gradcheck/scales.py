@@ -13,8 +13,8 @@ import numpy as np
 from .guidance import TILE
 from .runs import run
 
-# %% ../nbs/11_scales.ipynb #cfc25be5
-PILOTS = (0.1, 1.0, 10.0)      # times the scale of the setting
+# %% ../nbs/11_scales.ipynb #3e3a38b9
+PILOTS = (0.01, 0.1, 1.0, 10.0)      # times the scale of the setting
 
 def pilot_specs(spec):
     "The pilot runs of a setting, `TILE` images each (as cheap as one), in the order of their scales."
