@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_all.ipynb #54abbb8f
+# %% ../nbs/17_all.ipynb #863ba259
 from .core import *
 from .sportballs import *
 from .ddpm import *
@@ -22,7 +22,7 @@ from .runs import *
 from .scales import *
 from .scores import *
 from .experiments import *
-from .figures import *
+from .figures import FIGURES, figure_runs, figure_specs
 from .plots import *
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -57,7 +57,7 @@ def judge_samples(probabilities):
     counts = torch.bincount(best.indices, minlength=probabilities.shape[1])
     return Verdicts((best.values > 0.9).float().mean().item(), tuple((counts / len(probabilities)).tolist()))
 
-# %% ../nbs/08_evaluation.ipynb #6966a90d
+# %% ../nbs/08_evaluation.ipynb #2a81fd1f
 @dataclass(frozen=True)
 class Effect:
     "A mean difference with its 95 % interval."
@@ -72,6 +72,6 @@ def paired_effect(a, b, resamples=2000, seed=0):
     d = np.asarray(a, float) - np.asarray(b, float)
     d = d[np.isfinite(d)]
     if len(d) < 2: return Effect(d.mean() if len(d) else np.nan, np.nan, np.nan)
-    if np.ptp(d) == 0: return Effect(d[0], d[0], d[0])
+    if np.ptp(d) <= 1e-9 * np.abs(d).max(): return Effect(d[0], d[0], d[0])              # all the same: nothing to resample
     interval = stats.bootstrap((d,), np.mean, n_resamples=resamples, rng=np.random.default_rng(int(counter_bits(seed, 0)))).confidence_interval
     return Effect(d.mean(), interval.low, interval.high)

@@ -39,7 +39,7 @@ class Curve:
     color: str
     layout: Callable = full
 
-# %% ../nbs/12_figures.ipynb #aa1abc71
+# %% ../nbs/12_figures.ipynb #9c2762f1
 LABELS = {"plain": "no modification", "x0_hat": "x̂₀-prediction", "adam": "ADAM", "both": "x̂₀-prediction + ADAM"}
 CLASSIFIERS = {"robust": ("robust", "red"), "nonrobust": ("non-robust", "blue")}
 
@@ -90,7 +90,7 @@ FIGURES = {
         "Samples", "Samples for each target class and variant, all at the same injected energy. A column of pictures starts from the same noise in every row.",
         OURS, "not known", grid(each_class)),
     "figure_7": Figure(
-        "One generation through time", "One generation, the first of Figure 6's: the noisy image x_t, the denoised prediction x̂₀, and the guidance that the sampler receives, "
+        "One generation through time", "One generation of Figure 6's: the noisy image x_t, the denoised prediction x̂₀, and the guidance that the sampler receives, "
         "channels summed, on a signed scale that all variants share.", OURS, "not known",
         {label: replace(curve, layout=one_class) for label, curve in grid(one_class).items() if label != "robust, ADAM" and label != "robust, x̂₀-prediction"}),
     "figure_8": Figure(

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.claims import CLAIMS, Claim, Evidence, decide, fid_effect, frontier, gain_at_equal_probability, target_probability, trade_off, verdict
+from gradcheck.claims import CLAIMS, Claim, Evidence, decide, fid_at, fid_effect, gain_at_equal_probability, target_probability, trade_off, verdict
 from gradcheck.evaluation import Effect, paired_effect
 from gradcheck.experiments import spec_for
 from gradcheck.figures import LABELS
@@ -79,12 +79,13 @@ def test_fid_differences_cover_at_the_nominal_rate():
 def test_verdicts(low, high, expected): assert verdict(Effect((low + high) / 2, low, high)) == expected
 
 
-def test_frontier_and_gain_in_closed_form():
-    p, fid = np.array([0.3, 0.5, 0.9, 0.6]), np.array([10.0, 12.0, 20.0, 11.0])
-    assert frontier(p, fid, np.array([0.3, 0.55, 0.61, 0.95])).tolist() == [10, 11, 20, np.inf]
+def test_fid_at_a_probability_and_gain_in_closed_form():
+    p, fid = np.array([0.3, 0.5, 0.9, 0.6]), np.array([10.0, 12.0, 20.0, 11.0])           # there and back again, cheaper
+    assert fid_at(p, fid, np.array([0.3, 0.4, 0.75, 0.9, 0.95])).tolist() == pytest.approx([10, 11, 15.5, 20, np.inf])
     assert gain_at_equal_probability((p, fid), (p, fid - 3)) == pytest.approx(3)
     never = np.array([0.3, 0.2, 0.1, 0.25])                                 # guidance that only hurts: compared where both are, at no guidance
-    assert gain_at_equal_probability((never, fid), (p, fid)) == 0
+    assert gain_at_equal_probability((never, fid), (p, fid)) == pytest.approx(0)
+    assert fid_at(np.array([0.3, 0.3]), np.array([5.0, 4.0]), np.array([0.3])).tolist() == [4]
 
 
 def test_planted_fid_difference():

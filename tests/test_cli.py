@@ -26,6 +26,8 @@ def cli(monkeypatch, capsys):
 @pytest.mark.parametrize("args, message", [
     (("reproduce", "figure_11"), "Did you mean 'figure_1'?"),
     (("reproduce", "--preset", "labtop"), "Did you mean 'laptop'?"),
+    (("reproduce", "figure_5", "--plan", "--preset", "smok"), "Did you mean 'smoke'?"),
+    (("reproduce", "figure_6", "--plan", "-p", "target=1"), "unknown parameter 'target'"),
     (("reproduce", "figure_1", "-p", "sede=1"), "Did you mean 'seed'?"),
     (("reproduce", "figure_1", "-p", "target"), "NAME=VALUE"),
     (("reproduce", "figure_1", "-p", "target=9"), "3 (soccer ball)"),
@@ -107,6 +109,12 @@ def test_train_a_denoiser(cli, tmp_path):
     assert card["architecture"] == "UNet" and card["diffusion"]["T"] == 400
     spec = RunSpec(denoiser=str(tmp_path / "ddpm.safetensors"), steps=3, count=2)                # and it samples, from its own matched start
     assert run(spec, 2).samples.shape == (2, 3, 64, 64)
+
+
+def test_plan(cli, own_cache, tmp_path):
+    code, out, _ = cli("reproduce", "figure_1", "figure_4", "--preset", "smoke", "--plan", "--out", tmp_path / "results")
+    assert code == 0 and [line.split()[:3] for line in out.splitlines()[1:4]] == [["figure_1", "2", "0"], ["figure_4", "1", "0"], ["all", "3", "0"]]
+    assert not own_cache.exists() and not (tmp_path / "results").exists()
 
 
 def test_info(cli):

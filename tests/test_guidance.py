@@ -7,7 +7,7 @@ from conftest import generator
 
 from gradcheck.core import UserError, image_generators, randn
 from gradcheck.ddpm import DDIM, DDPM, Ancestral
-from gradcheck.gradients import collect, cosine, measure, saturated_share
+from gradcheck.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
 from gradcheck.guidance import (OBJECTIVES, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, guided_steps, predict, sample)
 from gradcheck.stabilizers import STABILIZERS, Adam, make_stabilizer
 
@@ -113,6 +113,39 @@ def test_guided_gaussian_without_monte_carlo():
             mean, var = a * mean + b, a**2 * var + sd**2
         errors.append(max(abs(mean - Y / (1 + TAU2)), abs(var - TAU2 / (1 + TAU2))))
     assert errors[1] < 0.02 and all(3 < a / b < 5 for a, b in zip(errors, errors[1:]))          # first order in the step size
+
+
+# --- how much guidance there was ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(), DDIM(eta=1.0)], ids=str)
+def test_the_shift_is_what_guidance_adds(sampler):
+    ddpm, x = DDPM(), images()
+    for t, t_prev in [(399, 391), (200, 199), (1, 0), (0, -1)]:
+        x0, push, noise = images(seed=3), images(seed=4), images(seed=5)
+        added = sampler.step(ddpm, x, x0, t, t_prev, noise, push) - sampler.step(ddpm, x, x0, t, t_prev, noise, 0 * push)
+        assert torch.allclose(sampler.gain(ddpm, t, t_prev, x) * push, added, rtol=1e-8, atol=1e-11)
+
+
+def test_energy_is_the_norm_of_scale_times_variance_times_guidance():
+    ddpm, guidance = DDPM(), Guidance(Logits(), 1, where=at_x0_hat, stabilizer=Adam(), scale=0.3)
+    rows = list(measure(guided_steps(ddpm, Net(), guidance, images(), generator(0), steps=5)))
+    for (step, row), (t, t_prev) in zip(rows, ddpm.timesteps(5)):
+        assert step.t == t and torch.allclose(row["energy"], norm(0.3 * Ancestral().variance(ddpm, t, t_prev, step.x_t) * step.guidance).float())
+    assert rows[0][1]["energy"].min() > 0 and rows[-1][1]["energy"].max() == 0                 # the last step has no variance
+    assert all(row["energy"].sum() == 0 for _, row in measure(guided_steps(ddpm, Net(), UNGUIDED, images(), generator(0), steps=3)))
+
+
+def test_shuffled_gradients():
+    g = [torch.zeros(3, 1, 2, 4) for _ in range(8)]
+    for k in range(8): g[k].view(3, 8)[:, k] = 1.0                                             # orthogonal in time
+    nulls = cosine_in_random_order(g, make_stabilizer("none"), 0, range(3))
+    assert nulls.shape == (8, 3) and nulls[0].isnan().all() and (nulls[1:] == 0).all()
+    constant = cosine_in_random_order([g[0]] * 8, make_stabilizer("adam"), 0, range(3))
+    assert torch.allclose(constant[1:], torch.ones(7, 3))
+    random = [torch.randn(4, 3, 4, 4, generator=generator(k)) for k in range(20)]
+    whole = cosine_in_random_order(random, make_stabilizer("adam"), 7, range(4))
+    alone = cosine_in_random_order([r[2:3] for r in random], make_stabilizer("adam"), 7, range(2, 3))
+    assert torch.allclose(whole[1:, 2], alone[1:, 0], atol=1e-6)                               # an image's order is its own
+    assert not torch.allclose(whole[1:], cosine_in_random_order(random, make_stabilizer("adam"), 8, range(4))[1:])
 
 
 # --- stabilizers ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from gradcheck.checkpoints import load_classifier
 from gradcheck.core import UserError
 from gradcheck.metrics import FID, draws_with_replacement, find_balls, inception_features, judge_features, load_inception, precision_recall, resampled_fid
 from gradcheck.runs import RunSpec, images_to_uint8, run
-from gradcheck.scores import floor, references, score
+from gradcheck.scores import real_floor, references, score
 from gradcheck.sportballs import HELD_OUT, SportBalls
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -104,7 +104,7 @@ def test_inception_stands_in_columns_of_its_own(inception):
     assert torch.allclose(inception_features(load_inception(), x, batch=2)[:, :3], ((x + 1) * 127.5).mean((2, 3)), atol=0.01)
     row = score(run(RunSpec(steps=2, count=4), 4), 200)
     assert {"FID (judge), all", "FID (judge), target", "FID (Inception), all", "FID (Inception), target"} <= set(row) and not any(k.startswith("FID,") or k == "FID" for k in row)
-    assert row["FID (Inception), all"] != row["FID (judge), all"] and set(floor(RunSpec(), 4, 200)) >= {"FID (Inception), all", "FID (judge), target"}
+    assert row["FID (Inception), all"] != row["FID (judge), all"] and set(real_floor(RunSpec(), 4, 200)) >= {"FID (Inception), all", "FID (judge), target"}
 
 
 def test_inception_files_that_are_none(tmp_path, monkeypatch):
@@ -120,5 +120,5 @@ def test_a_row_of_scores(tmp_path):
     row = score(r, 400)
     assert row["energy"] == pytest.approx(r.trace["energy"].sum(0).mean().item()) and 0 <= row["recall (judge)"] <= 1 and 0 <= row["one ball"] <= 1
     assert row["accuracy (judge)"] == (r.judge.argmax(1) == 0).double().mean().item() and row["FID (judge), target"] > 0
-    low, high = floor(RunSpec(), 8, 400), floor(RunSpec(), 64, 1000)
+    low, high = real_floor(RunSpec(), 8, 400), real_floor(RunSpec(), 64, 1000)
     assert 0 < high["FID (judge), target"] < low["FID (judge), target"]                    # fewer images, higher floor

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.experiments import FIGURES, VARIANTS, figure_specs, spec_for
-from gradcheck.runs import RunSpec, chunk_path, chunks_of, images_to_uint8, parse_target, read_chunk, run, steps_of, uint8_to_images
+from gradcheck.experiments import ENERGY, VARIANTS, get_preset, spec_for
+from gradcheck.figures import FIGURES, figure_runs, figure_specs
+from gradcheck.plan import plan, plan_text
+from gradcheck.runs import RunSpec, cache_folder, chunk_path, chunks_of, images_to_uint8, parse_target, read_chunk, run, steps_of, uint8_to_images
+from gradcheck.scales import PILOTS, interpolate_scales, matched_scales
 
 SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
 
@@ -85,16 +88,56 @@ def test_a_damaged_chunk_is_computed_again_with_a_warning(damage, tmp_path):
     assert equal(first, run(spec, 2, cache=tmp_path))
 
 
+def nominal(spec, energies): return [spec.scale * e / ENERGY for e in energies]              # no pilots
+
+
 def test_figures_share_runs():
-    keys = {(figure, label): spec.key for figure in FIGURES for label, spec in figure_specs(figure, "laptop").items()}
-    assert keys["figure_1", "non-robust"] == keys["figure_2", "no modification"]
-    assert keys["figure_1", "robust"] == keys["figure_3", "no stabilisation"]
-    assert len(set(keys.values())) == 7
+    keys = {(figure, label): spec.key for figure in FIGURES for label, spec in figure_specs(figure, "laptop", scales=nominal).items()}
+    assert keys["figure_1", "non-robust"] == keys["figure_2", "no modification"] == keys["table_1", "non-robust, no modification"]
+    assert keys["figure_1", "robust"] == keys["figure_3", "no stabilisation"] and keys["figure_4", "unguided"] == keys["table_1", "no guidance"]
+    assert keys["figure_7", "non-robust, ADAM"] == keys["figure_6", "non-robust, ADAM · baseball"]
+    assert {k for (f, _), k in keys.items() if f == "claims"} == {k for (f, _), k in keys.items() if f in ("figure_5", "table_1")}
+    assert len({k for (f, _), k in keys.items() if f in ("figure_1", "figure_2", "figure_3", "figure_4", "table_1")}) == 9
+
+
+def test_layouts_follow_the_preset_and_what_is_changed():
+    p = get_preset("laptop")
+    specs = figure_specs("figure_5", "laptop", scales=nominal)
+    assert len(specs) == 1 + 8 * len(p.energies) and {(s.steps, s.count) for s in specs.values()} == {(p.sweep_steps, p.sweep_count)}
+    assert [s.scale for label, s in specs.items() if label.startswith("robust, ADAM ·")] == [spec_for("laptop", "robust", "adam").scale * e / ENERGY for e in p.energies]
+    assert {(s.steps, s.count, s.seed) for s in figure_specs("figure_5", "laptop", scales=nominal, steps=7, count=3, seed=2).values()} == {(7, 3, 2)}
+    assert [s.target for label, s in figure_specs("figure_6", "smoke", scales=nominal).items() if label.startswith("robust, ADAM ·")] == [0, 1, 2, 3]
+
+
+def test_scales_of_equal_energy(tmp_path):
+    for variant in ("adam", "plain"):
+        spec = spec_for("smoke", "nonrobust", variant, steps=6)
+        for wanted, scale in zip((6.0, 60.0), matched_scales(spec, (6.0, 60.0))):
+            assert run(replace(spec, scale=scale, count=16), 16).energy.mean() == pytest.approx(wanted, rel=0.25)
+
+
+def test_interpolated_scales():
+    s = [0.1, 1.0, 10.0]
+    assert interpolate_scales(s, [2, 20, 200], [2, 20, 200]) == s and interpolate_scales(s, [2, 20, 200], [0.2, 2000]) == [0.01, 100.0]
+    assert interpolate_scales(s, [5, 4.9, 50], [50]) == pytest.approx([10.0])                 # noise in a pilot does not break it
+    assert all(0 < x < 1e9 for energies in ([0, 0, 0], [0, 0, 3], [5, 5, 5]) for x in interpolate_scales(s, energies, [2, 200]))      # nor a guidance that is not there
+
+
+def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
+    table = plan(["figure_1", "figure_2", "figure_5"], "smoke").set_index("figure")
+    assert not own_cache.exists() and (table["cached"] == 0).all() and (table["seconds"] > 0).all()
+    p = get_preset("smoke")
+    assert table["runs"].tolist() == [2, 3, 1 + 8 * (len(p.energies) + len(PILOTS))]          # Figure 2 needs three that Figure 1 has not made
+    assert table.loc["figure_1", "image_steps"] == 2 * p.steps * p.count
+    figure_runs("figure_1", "smoke")
+    again = plan(["figure_1", "figure_2"], "smoke").set_index("figure")
+    assert again.loc["figure_1", ["runs", "cached", "image_steps", "seconds"]].tolist() == [2, 2, 0, 0] and again.loc["figure_2", "cached"] == 0
+    assert "figure_2" in plan_text(again.reset_index()) and "all" in plan_text(again.reset_index()) and cache_folder() == own_cache
 
 
 def test_every_field_but_the_count_changes_the_key():
     base = RunSpec()
-    changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.0,
+    changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.5,
                    steps=10, seed=1, sampler="ddim", start="standard", clip=False)
     keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
     assert len(keys) == len(changed) + 1
