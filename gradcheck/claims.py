@@ -50,7 +50,7 @@ def decide(claims, evidence):
         rows.append(dict(claim=c.text, where=c.where, statistic=c.statistic, unit=c.unit, effect=effect.mean, low=effect.low, high=effect.high, verdict=verdict(effect), beside=c.beside(evidence)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_claims.ipynb #d9a82663
+# %% ../nbs/13_claims.ipynb #5f6950c3
 @dataclass
 class Evidence:
     "Everything the claims are decided on: runs by label, the preset, and what is computed from them when it is needed."
@@ -68,8 +68,10 @@ class Evidence:
         return [r for label, r in self.runs.items() if label.startswith(start)]
 
     def probability(self, classifier, variant):
-        "Target probability by the judge (N,), a mean over the energies."
-        return np.mean([target_probability(r) for r in self.along_energy(classifier, variant)], axis=0)
+        "Target probability by the judge (N,), a mean over the preset's energies; between the energies that the runs really injected, it is interpolated in log energy."
+        runs = sorted(self.along_energy(classifier, variant), key=lambda r: r.energy.mean())
+        injected, wanted = (np.log(x) for x in ([r.energy.mean().item() for r in runs], get_preset(self.preset).energies))
+        return np.mean([np.interp(wanted, injected, p) for p in np.stack([target_probability(r) for r in runs], 1)], axis=1)
 
     @cached_property
     def recognition(self):

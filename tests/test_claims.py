@@ -1,4 +1,6 @@
 """The claim machinery on planted truth: it must find what is there, not find what is not, and say when it is the other way round."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,6 @@ import torch
 from gradcheck.claims import CLAIMS, Claim, Evidence, decide, fid_at, fid_effect, gain_at_equal_probability, target_probability, trade_off, verdict
 from gradcheck.evaluation import Effect, paired_effect
 from gradcheck.experiments import spec_for
-from gradcheck.figures import LABELS
 from gradcheck.metrics import FID, draws_with_replacement, judge_features, resampled_fid
 from gradcheck.runs import RunResult, models, uint8_to_images
 from gradcheck.scores import references
@@ -112,11 +113,14 @@ def test_every_claim_has_a_place_a_statistic_and_a_text_of_its_own():
     for c in CLAIMS: assert c.where and c.statistic
 
 
-def test_energies_are_read_in_their_order():
-    runs = {f"robust, ADAM · energy {e:g}": planted_run(0.1, p, scale=e) for e, p in ((6, 0.2), (60, 0.4))}
-    e = Evidence("smoke", runs | {"robust, ADAM": planted_run(0.1, 0.9), "non-robust, ADAM · energy 6": planted_run(0.1, 0.8)})
-    assert [r.spec.scale for r in e.along_energy("robust", "adam")] == [6, 60] and np.allclose(e.probability("robust", "adam"), 0.3)
-    assert set(LABELS) == {"plain", "x0_hat", "adam", "both"}
+def test_probability_at_equal_energy_is_interpolated_in_what_was_injected():
+    "The smoke preset wants energies 6 and 60; a planted run has an energy of three times its steps' one."
+    def at(energy, p): return replace(planted_run(0.1, p), trace={"energy": torch.full((3, IMAGES), energy / 3)})
+    runs = {"robust, ADAM · energy 6": at(60.0**0.5 * 6**0.5, 0.2), "robust, ADAM · energy 60": at(60.0, 0.4), "robust, ADAM": at(1.0, 0.9), "non-robust, ADAM · energy 6": at(1.0, 0.8)}
+    e = Evidence("smoke", runs)
+    assert len(e.along_energy("robust", "adam")) == 2 and np.allclose(e.probability("robust", "adam"), (0.2 + 0.4) / 2)      # 6 lies below what was injected
+    e.runs["robust, ADAM · energy 6"] = at(0.6, 0.2)
+    assert np.allclose(e.probability("robust", "adam"), (0.3 + 0.4) / 2)                                                     # halfway in log energy
 
 
 def test_only_what_is_clearly_best_is_marked():
