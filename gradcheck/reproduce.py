@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPEC_PARAMETERS', 'UNKNOWN', 'PAGE', 'notebook_of', 'check_parameters', 'execute', 'note_seconds', 'checked',
-           'interval', 'claims_text', 'reproduce', 'described', 'write_page']
+           'interval', 'claims_text', 'reproduce', 'described', 'inline', 'write_page']
 
-# %% ../nbs/13_reproduce.ipynb #4b2e7833
+# %% ../nbs/13_reproduce.ipynb #f09ff490
 import base64
+import io
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import pandas as pd
 import papermill as pm
 from jinja2 import Environment
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from .core import UserError, choose, make_folder, write_bytes
 from .experiments import get_preset
@@ -97,7 +99,7 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
     report(f"page: {page}")
     return page
 
-# %% ../nbs/13_reproduce.ipynb #234e7474
+# %% ../nbs/13_reproduce.ipynb #35b39fde
 UNKNOWN = (
     "The full text of the paper, every number in it, the captions of Figures 6 to 8 and the contents of Table 1. Figures 6, 7, 8 and Table 1 are our reading; no number here is compared with one of the paper.",
     "The paper's networks and data: ours were trained by this project, the balls are drawn by it; the laptop's denoiser predicts x0 on 4 x 4 patches.",
@@ -139,22 +141,29 @@ bundled with this project under the preset <b>{{ preset }}</b>. The networks, th
 <ul>{% for u in unknown %}<li>{{ u }}</li>{% endfor %}</ul>
 {% for f in figures %}
 <figure id="{{ f.figure }}"><h2>{{ f.heading }}</h2>
-<img alt="{{ f.caption }}" src="data:image/png;base64,{{ f.png }}">
+<img alt="{{ f.caption }}" src="{{ f.picture }}">
 {% if f.table %}<div class="wide">{{ f.table | safe }}</div>{% endif %}
 <figcaption>{{ f.caption }} <span class="source">[{{ f.source }}]</span><br>
 <span class="source">Here: {{ f.here }}. The paper or its authors: {{ f.protocol }}. {{ f.seconds }} s, less where runs came from the cache.</span><br>
-<a href="{{ f.figure }}.ipynb">executed notebook</a><a href="{{ f.figure }}.csv">numbers (CSV)</a>{% for e in f.more %}<a href="{{ f.figure }}.{{ e }}">{{ e }}</a>{% endfor %}<a href="{{ f.figure }}.pdf">PDF</a><a href="{{ f.figure }}.json">sidecar</a>
+<a href="{{ f.figure }}.ipynb">executed notebook</a><a href="{{ f.figure }}.csv">numbers (CSV)</a>{% for e in f.more %}<a href="{{ f.figure }}.{{ e }}">{{ e }}</a>{% endfor %}<a href="{{ f.figure }}.png">PNG</a><a href="{{ f.figure }}.pdf">PDF</a><a href="{{ f.figure }}.json">sidecar</a>
 <details><summary>Parameters and provenance</summary><pre>{{ f.details }}</pre></details></figcaption></figure>
 {% endfor %}
 <footer>gradcheck {{ last.libraries.gradcheck }}, revision {{ last.revision[:10] }}{{ " with uncommitted changes" if last.dirty }}, torch {{ last.libraries.torch }}, Python {{ last.python }}, {{ last.device }}.</footer></html>
 """
 
-# %% ../nbs/13_reproduce.ipynb #73194eef
+# %% ../nbs/13_reproduce.ipynb #ace5417d
 def described(runs):
     "What a figure's runs (as in its sidecar) were, in words."
     if not runs: return "held-out images, no sampling"
     counts, steps, seeds = (", ".join(sorted({str(r[k]) for r in runs.values()}, key=int)) for k in ("count", "steps", "seed"))
     return f"{len(runs)} runs of {counts} generations, {steps} sampling steps of T = 400, seed {seeds}"
+
+def inline(png, width=1800):
+    "A picture for the page as a data URL: WebP, at most `width` px wide (the full size lies beside the page)."
+    picture, buffer = Image.open(png).convert("RGB"), io.BytesIO()
+    if picture.width > width: picture = picture.resize((width, round(picture.height * width / picture.width)), Image.LANCZOS)
+    picture.save(buffer, "WEBP", quality=92)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 def write_page(folder):
     "Write index.html over all figures whose sidecar and picture lie in `folder`; returns its path."
@@ -164,7 +173,7 @@ def write_page(folder):
         if not (sidecar.is_file() and png.is_file()): continue
         s = json.loads(sidecar.read_text())
         details = json.dumps({k: v for k, v in s.items() if k not in ("caption", "source", "figure")}, indent=1, ensure_ascii=False)
-        entries.append(s | dict(here=described(s["runs"]), heading=f"{figure.replace('_', ' ').capitalize()}. {known.title}", png=base64.b64encode(png.read_bytes()).decode(), details=details,
+        entries.append(s | dict(here=described(s["runs"]), heading=f"{figure.replace('_', ' ').capitalize()}. {known.title}", picture=inline(png), details=details,
                                 table=table.read_text() if table.is_file() else "", more=[e for e in ("md", "tex") if (folder / f"{figure}.{e}").is_file()]))
     claims = folder / "claims.csv"
     rows = pd.read_csv(claims, keep_default_na=False).to_dict("records") if claims.is_file() else []

@@ -78,8 +78,8 @@ def test_reproduce_writes_a_page_without_broken_links_and_uses_its_parameters(tm
     assert "figure_3: " in out and " s)" in out
     links = Links()
     links.feed(page.read_text())
-    assert len(links.found) == 11 and links.found.pop(0) == "data:,"                       # no icon: else a browser asks for one
-    for link in links.found: assert link.startswith("data:image/png;base64,") or (page.parent / link).is_file(), link
+    assert len(links.found) == 13 and links.found.pop(0) == "data:,"                       # no icon: else a browser asks for one
+    for link in links.found: assert link.startswith("data:image/webp;base64,") or (page.parent / link).is_file(), link
     sidecar = json.loads((page.parent / "figure_3.json").read_text())
     assert all(r["seed"] == 5 and r["steps"] == 5 for r in sidecar["runs"].values())
     assert sources == {n: n.read_bytes() for n in NOTEBOOKS}                              # nothing was executed in place
