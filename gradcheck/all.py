@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_all.ipynb #863ba259
+# %% ../nbs/17_all.ipynb #2d016fec
 from .core import *
 from .sportballs import *
+from .celeba import CelebA
 from .ddpm import *
 from .unet import *
 from .classifiers import *

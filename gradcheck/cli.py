@@ -44,25 +44,26 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
     figures, changes = checked(figures or (), preset, seed, params)
     typer.echo(plan_text(planned(figures, preset, **changes)))
 
-# %% ../nbs/16_cli.ipynb #b273090c
+# %% ../nbs/16_cli.ipynb #d6f416ce
 @app.command()
 def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
           dataset: str = "sportballs", preset: str = "laptop", out: Path = Path("data/train/run"), resume: bool = False, device: str = "auto",
-          draws: str = typer.Option("independent", help="SportBalls: independent, or coupled as published"), sprites: Optional[Path] = typer.Option(None, help="a folder of RGBA PNGs, one per class")):
+          draws: Optional[str] = typer.Option(None, help="SportBalls: independent (default), or coupled as published"), sprites: Optional[Path] = typer.Option(None, help="SportBalls: a folder of RGBA PNGs, one per class"),
+          root: Optional[Path] = typer.Option(None, help="CelebA: the folder of the official download"), attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index")):
     "Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with --resume."
     from gradcheck.experiments import FIT_IMAGES, fit_start, get_dataset, training_card, training_task
     from gradcheck.plots import sample_grid
     from gradcheck.runs import pick_device
     from gradcheck.training import Trainer
     task = choose("model", what, ["ddpm", "classifier"]) if what != "classifier" else choose("kind", kind, ["robust", "nonrobust", "judge"])
-    data, device = get_dataset(dataset)(draws=draws, sprites=sprites), pick_device(device)
+    data, device = get_dataset(dataset, draws=draws, sprites=sprites, root=root, attribute=attribute), pick_device(device)
     model, loss, recipe = training_task(preset, task, classes=len(data.label_names), size=data.canvas)
     trainer = Trainer(model, loss, data, recipe, out, device, resume, on_checkpoint=sample_grid if task == "ddpm" else None,
                       identity=dict(task=task, dataset=dataset, preset=preset) | data.identity)
     model = trainer.run().cpu()
     card = training_card(trainer, model, task, data) | dict(command="gradcheck " + shlex.join(sys.argv[1:]), dataset=dataset, preset=preset)
     card = save_weights(model, out / f"{task}.safetensors", card)
-    if task == "ddpm": save_weights(fit_start(data), out / "start.safetensors", {k: card[k] for k in ("command", "data_seed", "draws")} | dict(kind="start", images=FIT_IMAGES))
+    if task == "ddpm": save_weights(fit_start(data), out / "start.safetensors", {k: card[k] for k in ("command", "data")} | dict(kind="start", images=FIT_IMAGES))
     typer.echo(f"{out / task}.safetensors  sha256 {card['sha256'][:16]}")
 
 # %% ../nbs/16_cli.ipynb #d68f16d1

@@ -74,7 +74,7 @@ class DDPM:
         ts = [math.ceil(self.T * (steps - k) / steps) - 1 for k in range(steps)]
         return list(zip(ts, ts[1:] + [-1]))
 
-# %% ../nbs/02_ddpm.ipynb #12316274
+# %% ../nbs/02_ddpm.ipynb #02cd4e5b
 class GaussianStart(nn.Module):
     "The matched start: `mean` (C, H, W) and principal components `factor` (K, C, H, W), scaled so that x0 = mean + sum_k z_k factor_k has the data's moments."
     def __init__(self, rank, channels, size):
@@ -84,7 +84,8 @@ class GaussianStart(nn.Module):
 
     @classmethod
     def fit(cls, images, rank=64):
-        "Moments of images (N, C, H, W), the covariance cut to its `rank` leading components (rank < N)."
+        "Moments of images (N, C, H, W), the covariance cut to its `rank` leading components (there are at most N - 1)."
+        rank = min(rank, len(images) - 1)
         start, centred = cls(rank, *images.shape[1:3]), (images - images.mean(0)).flatten(1)
         _, vectors = torch.linalg.eigh(centred @ centred.T / len(images))               # ascending; N x N, not pixels x pixels
         start.mean, start.factor = images.mean(0), (vectors[:, -rank:].T @ centred / len(images) ** 0.5).view(rank, *images.shape[1:])

@@ -6,16 +6,18 @@
 __all__ = ['VARIANTS', 'ENERGY', 'SCALES', 'LAPTOP_RECIPES', 'SMOKE_RECIPES', 'PRESETS', 'DATASETS', 'FIT_IMAGES', 'Preset',
            'classifier_recipe', 'get_preset', 'get_dataset', 'training_task', 'fit_start', 'training_card', 'spec_for']
 
-# %% ../nbs/12_experiments.ipynb #a82f522e
+# %% ../nbs/12_experiments.ipynb #72f8afcc
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
+from inspect import signature
 
+from .celeba import CelebA
 from .classifiers import MobileNetV3Small
 from .core import choose
 from .ddpm import DDPM, GaussianStart
 from .evaluation import accuracy_by_t
 from .runs import RunSpec
-from .sportballs import HELD_OUT, SportBalls
+from .sportballs import SportBalls
 from .training import Recipe, classification_loss, denoising_loss, seeded
 from .unet import LAPTOP, UNet, UNetConfig
 
@@ -68,13 +70,18 @@ def get_preset(name):
     "A preset by name; a `Preset` stands for itself."
     return name if isinstance(name, Preset) else PRESETS[choose("preset", name, PRESETS)]
 
-# %% ../nbs/12_experiments.ipynb #adfff5e8
+# %% ../nbs/12_experiments.ipynb #2861b892
 DATASETS = {
     "sportballs": SportBalls,
+    "celeba": CelebA,
     "sportballs_128": partial(SportBalls, canvas=128, base=64, balls=3, target="contains soccer ball"),   # the older, binary variant
 }
 
-def get_dataset(name): return DATASETS[choose("dataset", name, DATASETS)]
+def get_dataset(name, **options):
+    "A data set by name; `options` that are None are left out. `UserError` for an option that this data set does not have."
+    make, given = DATASETS[choose("dataset", name, DATASETS)], {k: v for k, v in options.items() if v is not None}
+    for option in given: choose(f"option of {name}", option, signature(make).parameters)
+    return make(**given)
 
 def training_task(preset, what, classes=4, size=64):
     "A fresh model, its loss `(model, images, labels, generator)` and its `Recipe`; `what` is \"ddpm\" or a classifier kind."
@@ -84,7 +91,7 @@ def training_task(preset, what, classes=4, size=64):
     if what == "ddpm": return model, lambda model, *batch: denoising_loss(model, ddpm, *batch), recipe
     return model, lambda model, *batch: classification_loss(model, ddpm, *batch, kind=what), recipe
 
-# %% ../nbs/12_experiments.ipynb #a5af3763
+# %% ../nbs/12_experiments.ipynb #f790d49a
 FIT_IMAGES = 3000      # the leading 64 components of their covariance hold 71 % of its trace; the next one adds 0.03 to a unit variance in x_T
 
 @cache
@@ -95,10 +102,10 @@ def fit_start(data):
 def training_card(trainer, model, task, data):
     "What a card says of a training: how long, on what, how low the loss; for a denoiser the diffusion, for a classifier the accuracy on held-out images by noise level."
     r, ddpm = trainer.recipe, DDPM()
-    card = dict(kind=task, data_seed=data.seed, draws=data.draws, classes=list(data.label_names), recipe=asdict(r), steps=trainer.step, images=trainer.step * r.batch_size,
+    card = dict(kind=task, data=data.identity, classes=list(data.label_names), recipe=asdict(r), steps=trainer.step, images=trainer.step * r.batch_size,
                 seconds=round(trainer.seconds), loss=sum(trainer.recent) / max(len(trainer.recent), 1))
     if task == "ddpm": return card | dict(diffusion=dict(T=ddpm.T, schedule=ddpm.schedule, beta_start=ddpm.beta_start, beta_end=ddpm.beta_end))
-    accuracy = accuracy_by_t({task: model}, ddpm, data.part(HELD_OUT))[task]
+    accuracy = accuracy_by_t({task: model}, ddpm, data.held_out, count=min(2000, len(data.held_out)))[task]
     return card | dict(accuracy_by_t={int(t): a for t, a in accuracy.items()})
 
 # %% ../nbs/12_experiments.ipynb #bf320ab3

@@ -129,7 +129,7 @@ def paste(window, ball):
     "Composite a premultiplied ball (s, s, 4) over a window (s, s, 3) of a canvas, in place; uint8."
     window[...] = ball[..., :3] + ((255 - ball[..., 3:]).astype(np.uint16) * window + 127) // 255
 
-# %% ../nbs/00_sportballs.ipynb #6fd67e3d
+# %% ../nbs/00_sportballs.ipynb #680d5f44
 class SportBalls(torch.utils.data.Dataset):
     """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i` and `seed` alone.
 
@@ -152,6 +152,11 @@ class SportBalls(torch.utils.data.Dataset):
         other = copy(self)
         other.indices = indices
         return other
+
+    @property
+    def held_out(self):
+        "Ten thousand images that no training saw."
+        return self.part(HELD_OUT)
 
     @property
     def identity(self):
