@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'WANTED', 'BLOCK', 'read_lines', 'read_attributes', 'read_partition', 'prepare', 'CelebA']
 
-# %% ../nbs/01_celeba.ipynb #4bd6b869
+# %% ../nbs/01_celeba.ipynb #03ef5cb0
 import hashlib
 import io
 import os
@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .core import UserError, choose, counter_integers, make_folder, write_bytes
+from .core import UserError, choose, make_folder, write_bytes
+from .sportballs import ImageData
 
 # %% ../nbs/01_celeba.ipynb #82fe3ff8
 SPLITS = {"train": 0, "valid": 1, "test": 2}
@@ -89,8 +90,8 @@ def prepare(root, names, size, cache):
                 write_bytes(path, buffer.getvalue())
     return [np.load(path, mmap_mode="r") for path in paths]
 
-# %% ../nbs/01_celeba.ipynb #d55ca538
-class CelebA(torch.utils.data.Dataset):
+# %% ../nbs/01_celeba.ipynb #432867ab
+class CelebA(ImageData):
     """CelebA: `dataset[i]` is an image (3, size, size), float32 in [-1, 1], and 0 or 1, whether the `attribute` (a name or its index, 0 to 39) is there; Liu et al. 2015.
 
     `root` is the folder of the official download, `split` train, valid or test; the resized pictures are kept under `cache` ($GRADCHECK_CACHE, else data/cache).
@@ -111,23 +112,11 @@ class CelebA(torch.utils.data.Dataset):
         other.indices = np.flatnonzero(self.split_of == SPLITS[choose("split", split, SPLITS)])
         return other
 
-    def __len__(self): return len(self.indices)
-    def __getitem__(self, i):
-        images, labels = self.batch([i])
-        return images[0], labels[0]
-
     def batch(self, i):
         "Images (N, 3, size, size), float32 in [-1, 1], and labels (N,), int64, of the positions `i`."
         index = self.indices[np.asarray(i)]
         pixels = np.stack([self.blocks[k // BLOCK][k % BLOCK] for k in index])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1), torch.from_numpy(self.labels[index])
-
-    def batches(self, batch_size, seed=0, start=0):
-        "An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so a stream resumes at `start` without memory."
-        while True:
-            order = np.arange(start * batch_size, (start + 1) * batch_size)
-            yield self.batch(counter_integers(len(self), seed, order, stream=7))
-            start += 1
 
     @property
     def held_out(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprites', 'render_rotations', 'draw_factors', 'paste',
-           'SportBalls']
+           'ImageData', 'SportBalls']
 
 # %% ../nbs/00_sportballs.ipynb #ad30ad6b
 import hashlib
@@ -129,8 +129,24 @@ def paste(window, ball):
     "Composite a premultiplied ball (s, s, 4) over a window (s, s, 3) of a canvas, in place; uint8."
     window[...] = ball[..., :3] + ((255 - ball[..., 3:]).astype(np.uint16) * window + 127) // 255
 
-# %% ../nbs/00_sportballs.ipynb #680d5f44
-class SportBalls(torch.utils.data.Dataset):
+# %% ../nbs/00_sportballs.ipynb #f02bdc8a
+class ImageData(torch.utils.data.Dataset):
+    "Base of image data sets: a subclass has `indices`, the images that belong to it, and `batch(i)`, images and labels of some positions."
+    def __len__(self): return len(self.indices)
+    def __getitem__(self, i):
+        if not -len(self) <= i < len(self): raise IndexError(i)
+        images, labels = self.batch([i])
+        return images[0], labels[0]
+
+    def batches(self, batch_size, seed=0, start=0):
+        "An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so a stream resumes at `start` without memory."
+        while True:
+            order = np.arange(start * batch_size, (start + 1) * batch_size)
+            yield self.batch(counter_integers(len(self), seed, order, stream=7))
+            start += 1
+
+# %% ../nbs/00_sportballs.ipynb #ae34d726
+class SportBalls(ImageData):
     """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i` and `seed` alone.
 
     `indices` are the images that belong to this part (training 0..99,999; `HELD_OUT` starts behind them); `balls=3, canvas=128, base=64`
@@ -164,12 +180,6 @@ class SportBalls(torch.utils.data.Dataset):
         drawn = hashlib.sha256(b"".join(s.numpy().tobytes() for s in self.sprites.values())).hexdigest()[:16]
         return dict(seed=self.seed, draws=self.draws, canvas=self.canvas, base=self.base, balls=self.balls, target=self.target, classes=list(self.classes), sprites=drawn)
 
-    def __len__(self): return len(self.indices)
-    def __getitem__(self, i):
-        if not -len(self) <= i < len(self): raise IndexError(i)
-        images, labels = self.batch([i])
-        return images[0], labels[0]
-
     def factors(self, i):
         "The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px); int64 (N, balls) each."
         index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[:, None] * self.balls + np.arange(self.balls)
@@ -200,12 +210,5 @@ class SportBalls(torch.utils.data.Dataset):
         key = int(label), int(size)
         if key not in self._rendered: self._rendered[key] = render_rotations(self.sprites[self.classes[key[0]]], key[1])
         return self._rendered[key]
-
-    def batches(self, batch_size, seed=0, start=0):
-        "An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so a stream resumes at `start` without memory."
-        while True:
-            order = np.arange(start * batch_size, (start + 1) * batch_size)
-            yield self.batch(counter_integers(len(self), seed, order, stream=7))
-            start += 1
 
 HELD_OUT = range(100_000, 110_000)
