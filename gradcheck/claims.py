@@ -9,7 +9,7 @@ __all__ = ['RESAMPLES', 'PLAIN', 'TECHNIQUES', 'SIMILARITY', 'EQUAL_ENERGY', 'PR
            'probability', 'compared', 'change', 'raw_and_null', 'against_null', 'reached_energies', 'at_one_energy',
            'highest', 'lower_fid', 'recognised', 'changes', 'accuracies']
 
-# %% ../nbs/13_claims.ipynb #51b5de7b
+# %% ../nbs/13_claims.ipynb #4c44f6d9
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Callable
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .checkpoints import load_classifier, load_denoiser
-from .evaluation import Effect, paired_effect, recognition
+from .evaluation import paired_effect, recognition, resampled_effect
 from .experiments import get_preset
 from .figures import CLASSIFIERS, LABELS, figure_runs
 from .metrics import draws_with_replacement, resampled_fid
@@ -87,7 +87,7 @@ class Evidence:
 def target_probability(run): return run.judge[:, run.spec.target].double().numpy()
 def similarity(run, name="cosine"): return run.trace[name].nanmean(0).numpy()
 
-# %% ../nbs/13_claims.ipynb #b9dade99
+# %% ../nbs/13_claims.ipynb #dd0abc3e
 RESAMPLES = 400
 
 def trade_off(runs, real, resamples=RESAMPLES):
@@ -115,9 +115,7 @@ def gain_at_equal_probability(base, other, grid=21):
 def fid_effect(base, other):
     "The gain as an `Effect`, from (resamples, K) arrays of probability and FID."
     gains = np.array([gain_at_equal_probability((b, f), (o, g)) for b, f, o, g in zip(*base, *other)])
-    if not np.isfinite(gains).all(): return Effect(gains[0], np.nan, np.nan)
-    half = 1.96 * gains[1:].std(ddof=1)
-    return Effect(gains[0], gains[0] - half, gains[0] + half)
+    return resampled_effect(gains)
 
 # %% ../nbs/13_claims.ipynb #d0ed02ed
 PLAIN = ("nonrobust", "plain")

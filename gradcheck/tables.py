@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['LATEX', 'paired', 'resampled', 'clear_best', 'as_markdown', 'as_latex', 'as_html']
 
-# %% ../nbs/13_tables.ipynb #cef83765
+# %% ../nbs/13_tables.ipynb #2c192192
 import html
 
 import numpy as np
 
 from .claims import verdict
-from .evaluation import Effect, paired_effect
+from .evaluation import paired_effect, resampled_effect
 
-# %% ../nbs/13_tables.ipynb #7b7a1d72
+# %% ../nbs/13_tables.ipynb #97c4942f
 def paired(best, other, sign): return paired_effect(sign * best, sign * other)
 
 def resampled(best, other, sign):
-    "The difference of two arrays of resamples (R,), the first of which is the sample itself; +- 1.96 standard errors."
-    d = sign * (np.asarray(best) - np.asarray(other))
-    half = 1.96 * d[1:].std(ddof=1) if len(d) > 2 else np.nan
-    return Effect(d[0], d[0] - half, d[0] + half)
+    "The same for two arrays of resamples (R,), the first of which is the sample itself."
+    return resampled_effect(sign * (np.asarray(best) - np.asarray(other)))
 
 def clear_best(column, higher=True, compare=paired):
     "The label whose values are clearly best in `column` (label -> values per image, or resamples), or None."
