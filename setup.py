@@ -26,7 +26,7 @@ setup(
     package_data={"gradcheck": ["weights/*/*.safetensors", "weights/*/*.json"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"dev": requirements("dev_requirements"), "diffusers": requirements("diffusers_requirements")},
+    extras_require={"dev": requirements("dev_requirements"), "diffusers": requirements("diffusers_requirements"), "dask": requirements("dask_requirements")},
     entry_points={"console_scripts": requirements("console_scripts"), "nbdev": [f"gradcheck={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_all.ipynb #2d016fec
+# %% ../nbs/17_all.ipynb #d489beec
 from .core import *
+from .images import ImageData, ImageFolder
 from .sportballs import *
 from .celeba import CelebA
+from .sources import open_data
 from .ddpm import *
 from .unet import *
 from .classifiers import *
@@ -19,6 +21,8 @@ from .evaluation import *
 from .metrics import *
 from .training import *
 from .checkpoints import *
+from .models import open_classifier, open_denoiser
+from .specs import *
 from .runs import *
 from .scales import *
 from .scores import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAK', 'time_steps', 'time_data', 'peak_memory', 'time_training', 'benchmark']
 
-# %% ../nbs/15_benchmark.ipynb #c13a7f0a
+# %% ../nbs/15_benchmark.ipynb #3603f3b0
 import statistics
 import subprocess
 import sys
@@ -16,10 +16,11 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm.auto import tqdm
 
+from .experiments import spec_for
 from .plots import provenance
-from .experiments import spec_for, training_task
 from .runs import steps_of
 from .sportballs import SportBalls
+from .tasks import training_task
 from .training import Trainer, prefetched
 
 # %% ../nbs/15_benchmark.ipynb #f87a32cc

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'PLAIN', 'TECHNIQUES', 'SIMILARITY', 'EQUAL_ENERGY', 'PROBABILITY', 'QUALITY', 'ROBUST', 'CLAIMS',
-           'verdict', 'Claim', 'decide', 'Evidence', 'target_probability', 'similarity', 'trade_off', 'fid_at',
-           'gain_at_equal_probability', 'fid_effect', 'similarity_T400', 'raw_similarity_T400', 'probability_T400',
-           'probability', 'compared', 'change', 'raw_and_null', 'against_null', 'reached_energies', 'at_one_energy',
-           'highest', 'lower_fid', 'recognised', 'changes', 'accuracies']
+           'verdict', 'Claim', 'decide', 'Evidence', 'recognition_of', 'target_probability', 'similarity', 'trade_off',
+           'fid_at', 'gain_at_equal_probability', 'fid_effect', 'similarity_T400', 'raw_similarity_T400',
+           'probability_T400', 'probability', 'compared', 'change', 'raw_and_null', 'against_null', 'reached_energies',
+           'at_one_energy', 'highest', 'lower_fid', 'recognised', 'changes', 'accuracies']
 
-# %% ../nbs/13_claims.ipynb #4c44f6d9
+# %% ../nbs/13_claims.ipynb #33521481
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Callable
@@ -17,14 +17,13 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 
-from .checkpoints import load_classifier, load_denoiser
 from .evaluation import paired_effect, recognition, resampled_effect
-from .experiments import get_preset
-from .figures import CLASSIFIERS, LABELS, figure_runs
+from .experiments import ROLES, Preset, get_preset, spec_for
+from .figures import LABELS, figure_runs
 from .metrics import draws_with_replacement, resampled_fid
-from .runs import uint8_to_images
+from .models import open_classifier, open_denoiser
+from .runs import pick_device, uint8_to_images
 from .scores import references
-from .sportballs import HELD_OUT, SportBalls
 
 # %% ../nbs/13_claims.ipynb #fa5cfc72
 def verdict(effect):
@@ -50,50 +49,54 @@ def decide(claims, evidence):
         rows.append(dict(claim=c.text, where=c.where, statistic=c.statistic, unit=c.unit, effect=effect.mean, low=effect.low, high=effect.high, verdict=verdict(effect), beside=c.beside(evidence)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_claims.ipynb #5f6950c3
+# %% ../nbs/13_claims.ipynb #c2558891
 @dataclass
 class Evidence:
     "Everything the claims are decided on: runs by label, the preset, and what is computed from them when it is needed."
-    preset: str
+    preset: Preset
     runs: dict
 
     @classmethod
-    def gather(cls, preset, **changes): return cls(preset, figure_runs("claims", preset, **changes))
+    def gather(cls, preset, **changes): return cls(get_preset(preset), figure_runs("claims", preset, **changes))
 
-    def run(self, classifier, variant): return self.runs[f"{CLASSIFIERS[classifier][0]}, {LABELS[variant]}"]
+    def run(self, classifier, variant): return self.runs[f"{ROLES[classifier][0]}, {LABELS[variant]}"]
 
     def along_energy(self, classifier, variant):
         "The runs of a curve of Figure 5, in the order of their energies."
-        start = f"{CLASSIFIERS[classifier][0]}, {LABELS[variant]} · energy "
+        start = f"{ROLES[classifier][0]}, {LABELS[variant]} · energy "
         return [r for label, r in self.runs.items() if label.startswith(start)]
 
     def probability(self, classifier, variant):
         "Target probability by the judge (N,), a mean over the preset's energies; between the energies that the runs really injected, it is interpolated in log energy."
         runs = sorted(self.along_energy(classifier, variant), key=lambda r: r.energy.mean())
-        injected, wanted = (np.log(x) for x in ([r.energy.mean().item() for r in runs], get_preset(self.preset).energies))
+        injected, wanted = (np.log(x) for x in ([r.energy.mean().item() for r in runs], [e * self.preset.energy_unit for e in self.preset.energies]))
         return np.mean([np.interp(wanted, injected, p) for p in np.stack([target_probability(r) for r in runs], 1)], axis=1)
 
     @cached_property
     def recognition(self):
-        p = get_preset(self.preset)
-        classifiers = {k: load_classifier(f"{p.weights}/{k}") for k in CLASSIFIERS}
-        return recognition(classifiers, self.run("robust", "plain").spec.diffusion, SportBalls(HELD_OUT), load_denoiser(f"{p.weights}/ddpm"), count=p.recognised)
+        return recognition_of(self.preset)
 
     @cached_property
     def trade_off(self):
         "variant -> (target probability, FID to target, FID to all), each (resamples, points), of the non-robust classifier: no guidance first, then by energy."
-        return {v: trade_off([self.runs["no guidance, respaced"], *self.along_energy("nonrobust", v)], get_preset(self.preset).real) for v in LABELS}
+        return {v: trade_off([self.runs["no guidance, respaced"], *self.along_energy("nonrobust", v)], self.preset.reference) for v in LABELS}
+
+def recognition_of(preset):
+    "The `recognition` table of a preset's classifiers, on its held-out data, given x_t and given x0-hat by its denoiser."
+    p, device = get_preset(preset), pick_device()
+    spec, classifiers = spec_for(p, list(p.classifiers)[-1], "plain"), {role: open_classifier(name, device) for role, name in p.classifiers.items()}
+    return recognition(classifiers, spec.diffusion, p.reference.open().held_out, open_denoiser(p.denoiser, device), count=p.recognised, device=device)
 
 def target_probability(run): return run.judge[:, run.spec.target].double().numpy()
 def similarity(run, name="cosine"): return run.trace[name].nanmean(0).numpy()
 
-# %% ../nbs/13_claims.ipynb #dd0abc3e
+# %% ../nbs/13_claims.ipynb #dc541873
 RESAMPLES = 400
 
 def trade_off(runs, real, resamples=RESAMPLES):
     "Target probability (judge), FID to the target class and to all data, each (resamples, runs), on joint resamples of the images; the first is the sample itself."
     spec = runs[0].spec
-    reference, rows = references(spec.judge, spec.target, real)["judge"], draws_with_replacement(len(runs[0].samples), resamples)
+    reference, rows = references(real, spec.target)["judge"], draws_with_replacement(len(runs[0].samples), resamples)
     features = [reference.extract(uint8_to_images(r.samples)) for r in runs]
     probability = np.stack([target_probability(r)[rows].mean(1) for r in runs], 1)
     return probability, *(np.stack([resampled_fid(reference.data[kind], f, rows) for f in features], 1) for kind in ("target", "all"))
@@ -182,12 +185,12 @@ QUALITY = [Claim(f"{name} lowers the FID to {images} at equal target probability
                  "FID (judge), no modification minus this, a mean over the probabilities that both reach", "FID (judge)", lower_fid(v, kind), highest(v))
            for kind, images in ((1, "the target class"), (2, "all data")) for v, name in TECHNIQUES.items()]
 
-# %% ../nbs/13_claims.ipynb #4a9027c2
+# %% ../nbs/13_claims.ipynb #fc0075bd
 def recognised(table, classifier, kind, column="probability"):
     "Probability of the true class, or another column, (images,), a mean over t."
     return table[(table["classifier"] == classifier) & (table["input"] == kind)].groupby("image")[column].mean().to_numpy()
 
-def changes(e): return "; ".join(f"{CLASSIFIERS[c][0]} {paired_effect(change(e, c, probability), 0)}" for c in CLASSIFIERS)
+def changes(e): return "; ".join(f"{ROLES[c][0]} {paired_effect(change(e, c, probability), 0)}" for c in ("robust", "nonrobust"))
 def accuracies(e): return "; ".join(f"accuracy given {kind}: {recognised(e.recognition, 'nonrobust', kind, 'right').mean():.2f}" for kind in ("x_t", "x0_hat"))
 
 ROBUST = [

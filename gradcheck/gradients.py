@@ -45,15 +45,16 @@ def collect(rows):
     "A list of rows to one tensor (steps, N) per name."
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-# %% ../nbs/07_gradients.ipynb #c018bee3
+# %% ../nbs/07_gradients.ipynb #3f857f00
 def cosine_in_random_order(gradients, stabilizer, seed, images):
-    """Cosine (steps, N), first row NaN, between successive outputs of `stabilizer` when each image's raw gradients (a list of (N, C, H, W), by step)
-    come in an order of its own, drawn from `seed` and its index in `images`."""
+    """Cosine (steps, N), first row NaN, between successive outputs of `stabilizer` when each image's raw gradients (a list of (M, C, H, W), by step)
+    come in an order of its own, drawn from `seed` and its index in `images` (N); NaN for the images beyond the first M."""
     stabilizer.reset()
-    orders = torch.stack([torch.randperm(len(gradients), generator=g) for g in image_generators(seed + 1, images)], 1)     # (steps, N)
+    m = len(gradients[0])
+    orders = torch.stack([torch.randperm(len(gradients), generator=g) for g in image_generators(seed + 1, images[:m])], 1)     # (steps, M)
     outputs = (stabilizer(torch.stack([gradients[k][i] for i, k in enumerate(order)])) for order in orders.tolist())
-    rows, previous = [torch.full((len(images),), torch.nan)], next(outputs)
-    for output in outputs:
-        rows.append(cosine(output, previous).cpu())
+    out, previous = torch.full((len(gradients), len(images)), torch.nan), next(outputs)
+    for row, output in zip(out[1:], outputs):
+        row[:m] = cosine(output, previous).cpu()
         previous = output
-    return torch.stack(rows)
+    return out

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'WHERE', 'TILE', 'UNGUIDED', 'log_probability', 'logit', 'binary_log_probability',
            'multilabel_log_probability', 'predict', 'gradient_of', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped',
-           'unguided', 'Interval', 'fill_tiles', 'Guidance', 'freeze', 'Step', 'NonFiniteGradient', 'check_finite',
-           'guided_steps', 'sample']
+           'unguided', 'Interval', 'fill_tiles', 'out_of_memory', 'MicroBatch', 'Guidance', 'freeze', 'Autocast',
+           'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
 
-# %% ../nbs/06_guidance.ipynb #9b9ecb0e
+# %% ../nbs/06_guidance.ipynb #e3f1ef99
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm.auto import tqdm
 
 from .core import UserError, randn
 from .ddpm import Ancestral
@@ -74,14 +76,46 @@ class Interval:
 
     def __call__(self, t): return self.s if self.first >= t >= self.last else None
 
-# %% ../nbs/06_guidance.ipynb #51baf5f3
+# %% ../nbs/06_guidance.ipynb #2daeb2c5
 TILE = 16
 
-def fill_tiles(n, device="cpu"):
-    "Indices that repeat n images up to the next multiple of `TILE`."
-    return torch.arange(-(-n // TILE) * TILE, device=device) % n
+def fill_tiles(n, device="cpu", tile=TILE):
+    "Indices that repeat n images up to the next multiple of `tile`."
+    return torch.arange(-(-n // tile) * tile, device=device) % n
 
-# %% ../nbs/06_guidance.ipynb #dcf19bc7
+# %% ../nbs/06_guidance.ipynb #6f128d00
+def out_of_memory(error):
+    "Is this torch saying that memory ran out, on a GPU or a CPU?"
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
+
+class MicroBatch:
+    "How many images go through the networks together, filled up to multiples of `tile`. Where memory runs out, it is halved for good, and says so."
+    def __init__(self, size=64, tile=TILE): self.size, self.tile = size, tile
+
+    def attempt(self, work, part):
+        "What `work(part)` returns, or None if memory ran out; then all that it held is free again."
+        try: return work(part)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e): raise
+
+    def halve(self):
+        if self.size == 1: raise UserError("memory ran out with a single image; use a smaller denoiser, --checkpointing, or a device with more memory.")
+        self.size = self.size // 2
+        self.tile = min(self.tile, self.size)
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        tqdm.write(f"gradcheck: memory ran out; from here on {self.size} images go through the networks together.", file=sys.stderr)
+
+    def map(self, n, work):
+        "`work(part)` for slices `part` that cover range(n); a list."
+        results, done = [], 0
+        while done < n:
+            part = slice(done, min(done + self.size, n))
+            result = self.attempt(work, part)
+            if result is None: self.halve()
+            else: results.append(result); done = part.stop
+        return results
+
+# %% ../nbs/06_guidance.ipynb #94b38a3a
 @dataclass
 class Guidance:
     """Classifier guidance: `classifier` maps images (N, C, H, W) to logits; `target` is a class index, or one per image (N,).
@@ -102,15 +136,16 @@ class Guidance:
     def scale_at(self, t): return self.scale(t) if callable(self.scale) else self.scale
 
     def evaluate(self, ddpm, denoiser, x_t, t, micro_batch):
-        "x0-hat (not clipped) and the raw gradient for all images, `micro_batch` images at a time."
+        "x0-hat (not clipped) and the raw gradient for all images, a `MicroBatch` of them at a time."
         where = unguided if self.scale_at(t) is None else self.where
         target = torch.as_tensor(self.target, device=x_t.device).expand(len(x_t))
-        parts = []
-        for x, y in zip(x_t.split(micro_batch), target.split(micro_batch)):
-            n, full = len(x), fill_tiles(len(x), x.device)
+
+        def work(part):
+            x, y = x_t[part], target[part]
+            n, full = len(x), fill_tiles(len(x), x.device, micro_batch.tile)
             outputs = where(ddpm, denoiser, x[full], t, lambda image: self.objective(self.classifier(image), y[full]))
-            parts.append([out[:n] for out in outputs])
-        return [torch.cat(p) for p in zip(*parts)]
+            return [out[:n].to(x_t.dtype) for out in outputs]                # the state's precision, whatever the networks'
+        return [torch.cat(p) for p in zip(*micro_batch.map(len(x_t), work))]
 
     def stabilise(self, gradient, t):
         "The gradient after the stabilizer; where the scale is off, zero, and the stabilizer's state stays as it is."
@@ -121,6 +156,19 @@ UNGUIDED = Guidance(classifier=None, target=0, scale=lambda t: None)
 def freeze(model):
     "Put a model into evaluation mode, without gradients for its parameters, channels last; returns it."
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+class Autocast(nn.Module):
+    "A network run under automatic mixed precision, its output float32. `dtype` is torch.bfloat16 or torch.float16; other attributes are the network's."
+    def __init__(self, network, dtype):
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError: return getattr(super().__getattr__("network"), name)
+
+    def forward(self, x, *args):
+        with torch.autocast(x.device.type, self.dtype): return self.network(x, *args).float()
 
 # %% ../nbs/06_guidance.ipynb #4a497be8
 @dataclass(frozen=True)
@@ -143,12 +191,13 @@ def check_finite(gradient, t, guidance):
     if bad: raise NonFiniteGradient(f"the guidance gradient is not finite at time step {t} for image {bad[0]} of the batch ({guidance.where.__name__}, "
                                     f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier.")
 
-# %% ../nbs/06_guidance.ipynb #92f3805c
+# %% ../nbs/06_guidance.ipynb #ae0532ea
 def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=64):
-    """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image.
+    """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image; `micro_batch` a number of images, or a `MicroBatch`.
 
     Raises `NonFiniteGradient` with the step, the image and the setting; `UserError` if there are more `steps` than T."""
     guidance.reset()
+    if not isinstance(micro_batch, MicroBatch): micro_batch = MicroBatch(micro_batch)
     x_t = x_T.contiguous(memory_format=torch.channels_last)
     for t, t_prev in ddpm.timesteps(steps):
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND', 'SMALLEST', 'DISC', 'judge_features', 'inception_features', 'load_inception', 'FID',
-           'draws_with_replacement', 'resampled_fid', 'precision_recall', 'find_balls']
+           'draws_with_replacement', 'resampled_fid', 'by_images', 'by_features', 'precision_recall', 'find_balls',
+           'picture_statistics']
 
 # %% ../nbs/08_metrics.ipynb #24b1d862
 import os
@@ -19,11 +20,17 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from .core import UserError, counter_integers
 
-# %% ../nbs/08_metrics.ipynb #1ab33ffc
+# %% ../nbs/08_metrics.ipynb #9b8c1f03
 @torch.no_grad()
 def judge_features(judge, images, batch=256):
-    "Pooled activations (N, 576), float32, of a MobileNetV3-small, for images (N, 3, H, W) in [-1, 1]."
-    return torch.cat([judge.features(x).mean((2, 3)) for x in images.split(batch)])
+    """Features (N, D), float32, of a classifier for images (N, 3, H, W) in [-1, 1]: the pooled maps of its part `features` (576 of a MobileNetV3-small),
+    else what enters its last linear layer, else its logits."""
+    if callable(getattr(judge, "features", None)): return torch.cat([judge.features(x).mean((2, 3)) for x in images.split(batch)])
+    linear, seen = [m for m in judge.modules() if isinstance(m, nn.Linear)], []
+    hook = linear[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(1))) if linear else None
+    logits = [judge(x) for x in images.split(batch)]
+    if hook: hook.remove()
+    return torch.cat(seen or logits).float()
 
 @torch.no_grad()
 def inception_features(network, images, batch=64):
@@ -56,7 +63,7 @@ class FID:
         self.metric.update(features.double(), real=False)
         return self.metric.compute().item()
 
-# %% ../nbs/08_metrics.ipynb #0050a56d
+# %% ../nbs/08_metrics.ipynb #f275d429
 def draws_with_replacement(n, resamples, seed=0):
     "Bootstrap indices (resamples, n), a function of the seed alone; the first row is 0, 1, ..., n - 1: the sample itself."
     drawn = counter_integers(n, seed, np.arange((resamples - 1) * n)).reshape(resamples - 1, n)
@@ -65,14 +72,27 @@ def draws_with_replacement(n, resamples, seed=0):
 def resampled_fid(real, features, rows):
     "The FID to `real` (M, D) of the `features` (N, D) picked by each row of indices `rows` (R, n), float64 (R,); equal to `FID` (tested)."
     mean, cov = real.double().mean(0), torch.cov(real.double().T)
-    x = features.double() - mean
-    gram, weighted, out = x @ x.T, x @ cov @ x.T, []
-    for i in torch.as_tensor(rows):
+    of_rows = (by_images if len(features) <= features.shape[1] else by_features)(features.double() - mean, cov)
+    return torch.stack([of_rows(i) for i in torch.as_tensor(rows)]).numpy()
+
+def by_images(x, cov):
+    "FID as a function of rows, by matrices of images x images; `x` (N, D) is centred at the real mean, `cov` (D, D) real."
+    gram, weighted = x @ x.T, x @ cov @ x.T
+    def fid(i):
         g, w = gram[i][:, i], weighted[i][:, i]
         centred = w - w.mean(0) - w.mean(1, keepdim=True) + w.mean()
         spread = (g.diagonal().sum() - g.mean() * len(i)) / (len(i) - 1)
-        out.append(g.mean() + cov.trace() + spread - 2 * torch.linalg.eigvalsh(centred / (len(i) - 1)).clamp(min=0).sqrt().sum())
-    return torch.stack(out).numpy()
+        return g.mean() + cov.trace() + spread - 2 * torch.linalg.eigvalsh(centred / (len(i) - 1)).clamp(min=0).sqrt().sum()
+    return fid
+
+def by_features(x, cov):
+    "The same by matrices of features x features, for more images than features."
+    values, vectors = torch.linalg.eigh(cov)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    def fid(i):
+        fake = torch.cov(x[i].T)
+        return (x[i].mean(0) ** 2).sum() + cov.trace() + fake.trace() - 2 * torch.linalg.eigvalsh(root @ fake @ root).clamp(min=0).sqrt().sum()
+    return fid
 
 # %% ../nbs/08_metrics.ipynb #fa2f81c9
 def _covered(points, others, k):
@@ -104,3 +124,10 @@ def find_balls(samples):
         is_round = abs(w / h - 1) < 0.25 and abs(area / (w * h) / DISC - 1) < 0.2
         rows.append((len(found), len(found) == 1 and is_round, 2 * (area / np.pi) ** 0.5, (xs.start + xs.stop) / 2, (ys.start + ys.stop) / 2))
     return pd.DataFrame(rows, columns=["patches", "one_ball", "size", "x", "y"])
+
+# %% ../nbs/08_metrics.ipynb #5ef23efe
+def picture_statistics(samples):
+    "One row per uint8 image (N, 3, H, W), in grey levels: brightness (mean), contrast (standard deviation of the grey picture), colour (mean distance of the channels from grey)."
+    x = samples.float()
+    grey = x.mean(1)
+    return pd.DataFrame(dict(brightness=grey.mean((1, 2)), contrast=grey.std((1, 2)), colour=(x - grey[:, None]).abs().mean((1, 2, 3))))

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprites', 'render_rotations', 'draw_factors', 'paste',
-           'ImageData', 'SportBalls']
+           'SportBalls']
 
-# %% ../nbs/00_sportballs.ipynb #ad30ad6b
+# %% ../nbs/00_sportballs.ipynb #d1f38429
 import hashlib
-from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .core import UserError, choose, counter_integers
+from .images import ImageData
 
 CLASSES = ("baseball", "basketball", "volleyball", "soccer ball")
 DRAWS = ("independent", "coupled")
@@ -129,23 +129,7 @@ def paste(window, ball):
     "Composite a premultiplied ball (s, s, 4) over a window (s, s, 3) of a canvas, in place; uint8."
     window[...] = ball[..., :3] + ((255 - ball[..., 3:]).astype(np.uint16) * window + 127) // 255
 
-# %% ../nbs/00_sportballs.ipynb #f02bdc8a
-class ImageData(torch.utils.data.Dataset):
-    "Base of image data sets: a subclass has `indices`, the images that belong to it, and `batch(i)`, images and labels of some positions."
-    def __len__(self): return len(self.indices)
-    def __getitem__(self, i):
-        if not -len(self) <= i < len(self): raise IndexError(i)
-        images, labels = self.batch([i])
-        return images[0], labels[0]
-
-    def batches(self, batch_size, seed=0, start=0):
-        "An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so a stream resumes at `start` without memory."
-        while True:
-            order = np.arange(start * batch_size, (start + 1) * batch_size)
-            yield self.batch(counter_integers(len(self), seed, order, stream=7))
-            start += 1
-
-# %% ../nbs/00_sportballs.ipynb #ae34d726
+# %% ../nbs/00_sportballs.ipynb #14eac188
 class SportBalls(ImageData):
     """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i` and `seed` alone.
 
@@ -162,12 +146,6 @@ class SportBalls(ImageData):
         self.indices, self.seed, self.draws, self.canvas, self.base = indices, seed, draws, canvas, base
         self.balls, self.target, self.sizes = balls, target, [round(base * s) for s in self.scales]
         self._rendered = {}
-
-    def part(self, indices):
-        "The same data set with other images, e.g. `HELD_OUT`."
-        other = copy(self)
-        other.indices = indices
-        return other
 
     @property
     def held_out(self):

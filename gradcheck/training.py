@@ -114,7 +114,7 @@ def autocast(device, precision):
     dtype = dtypes[precision]
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
 
-# %% ../nbs/09_training.ipynb #8bbf372a
+# %% ../nbs/09_training.ipynb #c0ccb16b
 class Trainer:
     """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds checkpoint.safetensors and log.jsonl.
 
@@ -125,7 +125,7 @@ class Trainer:
         self.identity = json.loads(json.dumps(dict(identity) | {"recipe": asdict(recipe)}))
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.scaler = torch.amp.GradScaler(enabled=recipe.precision == "float16")
+        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.precision == "float16")
         self.step, self.seconds, self.recent = 0, 0.0, []
         self.checkpoint = self.out / "checkpoint.safetensors"
         make_folder(self.out)
@@ -140,9 +140,10 @@ class Trainer:
         if differ: raise UserError(f"{str(self.out)!r} holds another training run ({', '.join(f'{k} was {was.get(k)}' for k in differ)}); choose another folder.")
         unpack(tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds, self.recent = meta["step"], meta["seconds"], meta["recent"]
+        if meta.get("scaler"): self.scaler.load_state_dict(meta["scaler"])
 
     def save(self):
-        meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, identity=self.identity)
+        meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, identity=self.identity, scaler=self.scaler.state_dict())
         save_atomically(pack(self.model, self.ema, self.optimizer), self.checkpoint, meta)
         record = dict(step=self.step, loss=sum(self.recent) / max(len(self.recent), 1), lr=self.recipe.lr_at(self.step),
                       images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1), images_per_second=round(self.step * self.recipe.batch_size / max(self.seconds, 1e-3), 1))

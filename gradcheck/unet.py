@@ -6,13 +6,14 @@
 __all__ = ['PREDICTIONS', 'LAPTOP', 'PAPER', 'ResnetBlock2D', 'Attention', 'Resample', 'Level', 'DownLevel', 'MidLevel',
            'UpLevel', 'UNetConfig', 'sinusoids', 'TimeEmbedding', 'down_channels', 'up_channels', 'UNet']
 
-# %% ../nbs/03_unet.ipynb #26f752fc
+# %% ../nbs/03_unet.ipynb #22911a63
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .core import RowLinear, UserError, choose
 
@@ -57,7 +58,7 @@ class Resample(nn.Module):
 
     def forward(self, x): return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else x)
 
-# %% ../nbs/03_unet.ipynb #c49b33ee
+# %% ../nbs/03_unet.ipynb #c9999a3a
 class Level(nn.Module):
     "Residual blocks of one resolution, with attention or without; `channels` lists (in, out) of each block."
     def __init__(self, channels, c_time, config, attention):
@@ -65,7 +66,13 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock2D(i, o, c_time, config.groups) for i, o in channels)
         self.attentions = nn.ModuleList(Attention(o, config.groups, config.head_dim) for _, o in channels if attention)
 
+    checkpointing = False                                         # keep no activations inside a block, compute them again for the gradient
+
     def block(self, i, x, time):
+        if self.checkpointing and torch.is_grad_enabled(): return checkpoint(self.compute, i, x, time, use_reentrant=False, preserve_rng_state=False)
+        return self.compute(i, x, time)
+
+    def compute(self, i, x, time):
         x = self.resnets[i](x, time)
         return self.attentions[i](x) if self.attentions else x
 
@@ -147,7 +154,7 @@ def up_channels(config):
         levels.append([(a + b, c) for a, b in zip(below, kept)])
     return levels
 
-# %% ../nbs/03_unet.ipynb #e99b0a6d
+# %% ../nbs/03_unet.ipynb #15521cb7
 class UNet(nn.Module):
     """A denoiser `(x_t (N, C, H, W) in about [-1, 1], t (N,) integers) -> (N, C, H, W)`; `prediction` says what it returns.
 
@@ -167,9 +174,18 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, w[0], eps=1e-5)
         self.conv_out = nn.Conv2d(w[0], c_io, 3, padding=1)
 
+    @property
+    def shape(self):
+        "(channels, height, width) of its images."
+        return self.config.channels, self.config.size, self.config.size
+
+    def set_checkpointing(self, on):
+        "Trade time for memory: recompute activations in the backward pass (Chen et al. 2016), or keep them."
+        for level in self.modules():
+            if isinstance(level, Level): level.checkpointing = on
+
     def forward(self, x, t):
-        size = (self.config.channels, self.config.size, self.config.size)
-        if tuple(x.shape[1:]) != size: raise UserError(f"the denoiser was given images of shape {tuple(x.shape[1:])} but takes {size} (channels, height, width).")
+        if tuple(x.shape[1:]) != self.shape: raise UserError(f"the denoiser was given images of shape {tuple(x.shape[1:])} but takes {self.shape} (channels, height, width).")
         time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(x.dtype))
         maps = [self.conv_in(F.pixel_unshuffle(x, self.config.patch))]
         for level in self.down_blocks: maps += level(maps[-1], time)

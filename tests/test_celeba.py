@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import gradcheck.celeba as celeba
+import gradcheck.images as images
 from gradcheck.celeba import CelebA
 from gradcheck.cli import main
 from gradcheck.core import UserError
@@ -41,12 +41,12 @@ def read(root, **kwargs): return CelebA(root, **dict(cache=root.parent / "cache"
 
 def test_pictures_labels_and_official_splits(root):
     data = read(root)
-    assert (len(data), len(data.part("valid")), len(data.part("test"))) == (15, 5, 5) and data.label_names == ("not Male", "Male")
-    images, labels = data.batch(range(15))
-    assert images.shape == (15, 3, 64, 64) and images.dtype == torch.float32 and labels.tolist() == [int(value(i, 20)) for i in range(15)]
+    assert (len(data), len(data.held_out), len(data.part(data.of_split("test")))) == (15, 5, 5) and data.label_names == ("not Male", "Male")
+    pictures, labels = data.batch(range(15))
+    assert pictures.shape == (15, 3, 64, 64) and pictures.dtype == torch.float32 and labels.tolist() == [int(value(i, 20)) for i in range(15)]
     expected = torch.tensor([[10 * i, 128, 255 - 10 * i] for i in range(15)]) / 127.5 - 1
-    assert (images.mean((2, 3)) - expected).abs().max() < 0.05 and images.std((2, 3)).max() < 0.05           # no black edge
-    image, label = data.part("test")[4]
+    assert (pictures.mean((2, 3)) - expected).abs().max() < 0.05 and pictures.std((2, 3)).max() < 0.05           # no black edge
+    image, label = data.part(data.of_split("test"))[4]
     assert label == value(24, 20) and abs(image[0].mean() - (240 / 127.5 - 1)) < 0.05
     assert read(root, attribute="Attribute_3", size=32).batch([0])[0].shape == (1, 3, 32, 32)
     assert read(root, attribute=20).attribute == read(root, attribute="20").attribute == "Male"
@@ -63,7 +63,7 @@ def test_a_zip_and_windows_line_ends_are_the_same(root):
 
 
 def test_resized_once_and_resumed(root, monkeypatch):
-    monkeypatch.setattr(celeba, "BLOCK", 10)
+    monkeypatch.setattr(images, "BLOCK", 10)
     read(root)
     blocks = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
     assert len(blocks) == 3
@@ -71,7 +71,7 @@ def test_resized_once_and_resumed(root, monkeypatch):
     (root / "img_align_celeba" / "000001.jpg").unlink()                   # belongs to a block that is done: not needed again
     data = read(root)
     after = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
-    assert [p for p in blocks if after[p] != blocks[p]] == [max(blocks)] and data.part("test").batch([4])[0].shape == (1, 3, 64, 64)
+    assert [p for p in blocks if after[p] != blocks[p]] == [max(blocks)] and data.part(data.of_split("test")).batch([4])[0].shape == (1, 3, 64, 64)
 
 
 def damage(root, what):

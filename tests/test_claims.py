@@ -7,13 +7,14 @@ import torch
 
 from gradcheck.claims import CLAIMS, Claim, Evidence, decide, fid_at, fid_effect, gain_at_equal_probability, target_probability, trade_off, verdict
 from gradcheck.evaluation import Effect, paired_effect
-from gradcheck.experiments import spec_for
+from gradcheck.experiments import get_preset, spec_for
 from gradcheck.metrics import FID, draws_with_replacement, judge_features, resampled_fid
 from gradcheck.runs import RunResult, models, uint8_to_images
-from gradcheck.scores import references
+from gradcheck.scores import Real, references
 from gradcheck.tables import as_html, as_latex, as_markdown, clear_best, resampled
 
 IMAGES = 64
+REAL = Real("sportballs", 64, 300, "laptop/judge")
 
 
 def planted_run(similarity, probability=0.5, seed=0, **changes):
@@ -29,7 +30,7 @@ def planted_run(similarity, probability=0.5, seed=0, **changes):
 
 def evidence(robust, nonrobust):
     "Evidence with planted similarities of the two plain runs."
-    return Evidence("smoke", {"robust, no modification": planted_run(robust), "non-robust, no modification": planted_run(nonrobust)})
+    return Evidence(get_preset("smoke"), {"robust, no modification": planted_run(robust), "non-robust, no modification": planted_run(nonrobust)})
 
 
 @pytest.mark.parametrize("effect, expected", [(0.1, "holds"), (-0.1, "does not hold"), (0.0, "undecided")])
@@ -100,10 +101,10 @@ def test_planted_fid_difference():
 
 def test_trade_off_starts_with_the_sample_itself():
     runs = [planted_run(0.5, p, seed) for seed, p in enumerate((0.3, np.linspace(0, 1, IMAGES)))]
-    probability, target, whole = trade_off(runs, 300, resamples=5)
+    probability, target, whole = trade_off(runs, REAL, resamples=5)
     assert probability.shape == target.shape == whole.shape == (5, 2)
     assert probability[0].tolist() == pytest.approx([target_probability(r).mean() for r in runs]) and probability[1:, 1].std() > 0
-    reference = references("laptop/judge", 0, 300)["judge"]
+    reference = references(REAL, 0)["judge"]
     features = judge_features(models(runs[1].spec, "cpu")[2], uint8_to_images(runs[1].samples))
     assert target[0, 1] == pytest.approx(FID(reference.data["target"])(features), rel=1e-4)
 
@@ -117,7 +118,7 @@ def test_probability_at_equal_energy_is_interpolated_in_what_was_injected():
     "The smoke preset wants energies 6 and 60; a planted run has an energy of three times its steps' one."
     def at(energy, p): return replace(planted_run(0.1, p), trace={"energy": torch.full((3, IMAGES), energy / 3)})
     runs = {"robust, ADAM · energy 6": at(60.0**0.5 * 6**0.5, 0.2), "robust, ADAM · energy 60": at(60.0, 0.4), "robust, ADAM": at(1.0, 0.9), "non-robust, ADAM · energy 6": at(1.0, 0.8)}
-    e = Evidence("smoke", runs)
+    e = Evidence(get_preset("smoke"), runs)
     assert len(e.along_energy("robust", "adam")) == 2 and np.allclose(e.probability("robust", "adam"), (0.2 + 0.4) / 2)      # 6 lies below what was injected
     e.runs["robust, ADAM · energy 6"] = at(0.6, 0.2)
     assert np.allclose(e.probability("robust", "adam"), (0.3 + 0.4) / 2)                                                     # halfway in log energy

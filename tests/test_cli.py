@@ -9,7 +9,8 @@ from PIL import Image
 
 from gradcheck.checkpoints import WEIGHTS
 from gradcheck.cli import main
-from gradcheck.runs import RunSpec, run
+from gradcheck.runs import run
+from gradcheck.specs import RunSpec
 
 
 @pytest.fixture

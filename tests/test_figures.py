@@ -17,7 +17,8 @@ from PIL import Image
 
 from gradcheck.figures import FIGURES
 from gradcheck.reproduce import check_parameters, claims_text, reproduce
-from gradcheck.runs import RunSpec, read_chunk
+from gradcheck.runs import read_chunk
+from gradcheck.specs import RunSpec
 from gradcheck.core import UserError
 from gradcheck.training import read_meta
 

@@ -8,7 +8,7 @@ from conftest import generator
 from gradcheck.core import UserError, image_generators, randn
 from gradcheck.ddpm import DDIM, DDPM, Ancestral
 from gradcheck.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
-from gradcheck.guidance import (OBJECTIVES, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, guided_steps, predict, sample)
+from gradcheck.guidance import (OBJECTIVES, MicroBatch, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, guided_steps, predict, sample)
 from gradcheck.stabilizers import STABILIZERS, Adam, make_stabilizer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -49,7 +49,7 @@ def test_gradient_against_finite_differences(objective, where, prediction):
         return ddpm.clip_x0((x - (1 - ddpm.abar[t]).sqrt() * eps) / ddpm.abar[t].sqrt())
     def value(x): return OBJECTIVES[objective](classifier(seen(x)), target)
     guidance = Guidance(classifier, target, OBJECTIVES[objective], WHERE[where])
-    _, gradient = guidance.evaluate(ddpm, net, x, t, micro_batch=1)
+    _, gradient = guidance.evaluate(ddpm, net, x, t, MicroBatch(1))
     h = 1e-6
     for k in torch.randperm(108, generator=generator(7))[:25].tolist():
         step = torch.zeros(108, dtype=torch.float64)

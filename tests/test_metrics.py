@@ -8,11 +8,15 @@ from scipy.linalg import sqrtm
 from gradcheck.checkpoints import load_classifier
 from gradcheck.core import UserError
 from gradcheck.metrics import FID, draws_with_replacement, find_balls, inception_features, judge_features, load_inception, precision_recall, resampled_fid
-from gradcheck.runs import RunSpec, images_to_uint8, run
-from gradcheck.scores import real_floor, references, score
+from gradcheck.runs import images_to_uint8, run
+from gradcheck.scores import Real, real_floor, references, score
+from gradcheck.specs import RunSpec
 from gradcheck.sportballs import HELD_OUT, SportBalls
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+def balls(count): return Real("sportballs", 64, count, "laptop/judge")
 
 
 def normals(n, d, seed): return torch.randn(n, d, dtype=torch.float64, generator=generator(seed))
@@ -102,9 +106,9 @@ def inception(tmp_path, monkeypatch):
 def test_inception_stands_in_columns_of_its_own(inception):
     x = SportBalls().batch(range(5))[0]
     assert torch.allclose(inception_features(load_inception(), x, batch=2)[:, :3], ((x + 1) * 127.5).mean((2, 3)), atol=0.01)
-    row = score(run(RunSpec(steps=2, count=4), 4), 200)
+    row = score(run(RunSpec(steps=2, count=4), 4), balls(200))
     assert {"FID (judge), all", "FID (judge), target", "FID (Inception), all", "FID (Inception), target"} <= set(row) and not any(k.startswith("FID,") or k == "FID" for k in row)
-    assert row["FID (Inception), all"] != row["FID (judge), all"] and set(real_floor(RunSpec(), 4, 200)) >= {"FID (Inception), all", "FID (judge), target"}
+    assert row["FID (Inception), all"] != row["FID (judge), all"] and set(real_floor(balls(200), 0, 4)) >= {"FID (Inception), all", "FID (judge), target"}
 
 
 def test_inception_files_that_are_none(tmp_path, monkeypatch):
@@ -117,8 +121,8 @@ def test_inception_files_that_are_none(tmp_path, monkeypatch):
 
 def test_a_row_of_scores(tmp_path):
     r = run(RunSpec(classifier="laptop/robust", where="x0_hat", steps=6, count=8), 8)
-    row = score(r, 400)
+    row = score(r, balls(400))
     assert row["energy"] == pytest.approx(r.trace["energy"].sum(0).mean().item()) and 0 <= row["recall (judge)"] <= 1 and 0 <= row["one ball"] <= 1
     assert row["accuracy (judge)"] == (r.judge.argmax(1) == 0).double().mean().item() and row["FID (judge), target"] > 0
-    low, high = real_floor(RunSpec(), 8, 400), real_floor(RunSpec(), 64, 1000)
+    low, high = real_floor(balls(400), 0, 8), real_floor(balls(1000), 0, 64)
     assert 0 < high["FID (judge), target"] < low["FID (judge), target"]                    # fewer images, higher floor

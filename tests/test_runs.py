@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.experiments import ENERGY, VARIANTS, get_preset, spec_for
+from gradcheck.experiments import ENERGY, VARIANTS, get_preset, preset_for, spec_for
 from gradcheck.figures import FIGURES, figure_runs, figure_specs
 from gradcheck.plan import plan, plan_text
-from gradcheck.runs import RunSpec, cache_folder, chunk_path, chunks_of, images_to_uint8, parse_target, read_chunk, run, steps_of, uint8_to_images
+from gradcheck.runs import cache_folder, chunk_path, chunks_of, images_to_uint8, read_chunk, run, steps_of, uint8_to_images
 from gradcheck.scales import PILOTS, interpolate_scales, matched_scales
+from gradcheck.specs import RunSpec, parse_target
 
 SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
 
@@ -59,6 +60,7 @@ def test_kill_9_in_the_middle_then_resume(tmp_path):
     code = f"""
 import torch; torch.set_num_threads(1)
 from gradcheck.runs import *
+from gradcheck.specs import RunSpec
 run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=12), 2, cache={str(tmp_path)!r})
 """
     spec = RunSpec(where="x0_hat", stabilizer="adam", steps=12, count=12)
@@ -105,7 +107,7 @@ def test_layouts_follow_the_preset_and_what_is_changed():
     specs = figure_specs("figure_5", "laptop", scales=nominal)
     assert len(specs) == 1 + 8 * len(p.energies) and {(s.steps, s.count) for s in specs.values()} == {(p.sweep_steps, p.sweep_count)}
     assert [s.scale for label, s in specs.items() if label.startswith("robust, ADAM ·")] == [spec_for("laptop", "robust", "adam").scale * e / ENERGY for e in p.energies]
-    assert {(s.steps, s.count, s.seed) for s in figure_specs("figure_5", "laptop", scales=nominal, steps=7, count=3, seed=2).values()} == {(7, 3, 2)}
+    assert {(s.steps, s.count, s.seed) for s in figure_specs("figure_5", preset_for("laptop", steps=7, count=3), scales=nominal, seed=2).values()} == {(7, 3, 2)}
     assert [s.target for label, s in figure_specs("figure_6", "smoke", scales=nominal).items() if label.startswith("robust, ADAM ·")] == [0, 1, 2, 3]
 
 
@@ -138,7 +140,7 @@ def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
 def test_every_field_but_the_count_changes_the_key():
     base = RunSpec()
     changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.5,
-                   steps=10, seed=1, sampler="ddim", start="standard", clip=False)
+                   steps=10, seed=1, sampler="ddim", start="standard", clip=False, precision="bfloat16", state="float16")
     keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
     assert len(keys) == len(changed) + 1
     assert replace(base, count=7).key == base.key and replace(base, scale=10).key == base.key and replace(base, target="baseball").key == base.key

@@ -13,7 +13,7 @@ from gradcheck.checkpoints import load_classifier, load_denoiser, load_weights, 
 from gradcheck.classifiers import MobileNetV3Small
 from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM
-from gradcheck.experiments import training_task
+from gradcheck.tasks import training_task
 from gradcheck.sportballs import SportBalls
 from gradcheck.training import Recipe, Trainer, denoising_loss, read_meta, seeded
 from gradcheck.unet import UNet, UNetConfig
