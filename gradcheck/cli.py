@@ -129,7 +129,7 @@ def export(denoiser: str = typer.Argument(..., help="bundled weights such as lap
     if has_start(denoiser): save_weights(load_weights(start_name(denoiser)), out / "start.safetensors", {k: v for k, v in read_card(start_name(denoiser)).items() if k not in ("architecture", "config", "parameters", "sha256")})
     typer.echo(f"{out}: unet/ and scheduler/" + (f"; images are pixel_shuffle({unet.config.patch}) of what the unet returns" if unet.config.patch > 1 else ""))
 
-# %% ../nbs/16_cli.ipynb #6e7106f3
+# %% ../nbs/16_cli.ipynb #9e7d7e65
 @app.command()
 def evaluate(count: int = typer.Option(256, min=1, help="unguided samples"), images: int = typer.Option(2000, min=1, max=10_000, help="held-out images"), preset: str = "laptop", out: Path = Path("results/evaluation"), device: str = "auto"):
     "Evaluate the bundled weights: accuracy of the classifiers by noise level, and the judge's word on unguided samples."
@@ -159,6 +159,8 @@ def bench(preset: str = "laptop", images: int = typer.Option(64, min=1), threads
     write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
     for name, s in result["step_seconds"].items(): typer.echo(f"{name:8} {s * 1e3:8.1f} ms per step of {images} images   {result['ratio_to_bare'][name]:.2f} x bare")
     for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds"): typer.echo(f"{name:36} {result[name]:10.4g}")
+    for name, s in result["seconds_per_denoiser_call"].items(): typer.echo(f"{name:24} {s * 1e3:8.1f} ms per denoiser call of {images} images")
+    for name, s in result["cluster"].items(): typer.echo(f"four chunks, {name:12} {s}" if isinstance(s, bool) else f"four chunks, {name:12} {s:8.1f} s")
     for n, gib in result["peak_gib_of_x0_hat_step_by_images"].items(): typer.echo(f"peak memory of an x0-hat step of {n:4} images {gib:5.2f} GiB")
 
 @app.command()

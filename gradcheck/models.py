@@ -23,12 +23,13 @@ from .interop import foreign_card, load_foreign_classifier, load_pipeline, pipel
 from .sources import call_function, is_function
 from .training import seeded
 
-# %% ../nbs/10_models.ipynb #03e979f5
+# %% ../nbs/10_models.ipynb #a8578be8
 @lru_cache(maxsize=8)
 def built_classifier(name):
     "The classifier that a function of yours builds, frozen; `UserError` if it is not a module."
     with seeded(0): model = call_function(name, "the classifier")              # random weights are the same in every process
     if not isinstance(model, nn.Module): raise UserError(f"the classifier {name!r} is a {type(model).__name__}; the function must return a torch.nn.Module.")
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()): raise UserError(f"the classifier {name!r} has lazy layers without a shape yet; call it once on an image before you return it.")
     return freeze(model)
 
 def content_digest(model):

@@ -1,0 +1,187 @@
+"""Where a run is computed must not change what it is: micro-batches, memory that runs out, checkpointing, mixed precision, workers of a Dask cluster that die."""
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gradcheck.core import UserError
+from gradcheck.ddpm import DDPM
+from gradcheck.experiments import spec_for
+from gradcheck.guidance import Guidance, MicroBatch, guided_steps
+from gradcheck.memory import LiveBytes, parse_bytes, step_bytes
+from gradcheck.models import in_memory
+from gradcheck.runs import Local, Machine, chunk_path, chunks_of, compute, images_to_uint8, micro_batch_of, run, run_all
+
+SPEC = spec_for("laptop", "nonrobust", "x0_hat", steps=6, count=20)
+
+
+def final(tensors): return tensors["samples"].int()
+
+
+class Scarce:
+    "A denoiser on a machine where more than `room` images together do not fit."
+    prediction, calls = "sample", 0
+
+    def __init__(self, room): self.room, self.sizes = room, []
+
+    def __call__(self, x, t):
+        self.sizes.append(len(x))
+        if len(x) > self.room: raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return 0.5 * x
+
+
+def test_out_of_memory_halves_the_micro_batch_goes_on_and_says_so_once(capsys):
+    denoiser, ddpm = Scarce(16), DDPM(T=5)
+    guidance = Guidance(lambda x: torch.stack([x.sum((1, 2, 3)), x[:, 0, 0, 0]], 1), 0)
+    micro, x_T = MicroBatch(64), torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for step in guided_steps(ddpm, denoiser, guidance, x_T, torch.Generator().manual_seed(1), micro_batch=micro): pass
+    plenty = list(guided_steps(ddpm, Scarce(10**9), guidance, x_T, torch.Generator().manual_seed(1)))[-1]
+    assert torch.equal(step.x_prev, plenty.x_prev) and micro.size == 16
+    assert denoiser.sizes[:4] == [48, 32, 16, 16] and set(denoiser.sizes[4:]) == {16}
+    assert capsys.readouterr().err.count("memory ran out") == 2                               # 64 to 32 to 16: once each, not at every step
+    with pytest.raises(UserError, match="single image"):
+        list(guided_steps(ddpm, Scarce(0), guidance, x_T, torch.Generator().manual_seed(1)))
+
+
+def test_other_errors_are_not_taken_for_memory():
+    def broken(part): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"): MicroBatch().map(3, broken)
+
+
+def test_allocation_failure_of_a_real_process(tmp_path):
+    "An x0-hat step of 256 images at once under an address-space limit: torch's CPU allocator fails, and the run ends well."
+    code = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from gradcheck.experiments import spec_for
+from gradcheck.guidance import MicroBatch
+from gradcheck.runs import steps_of
+spec = spec_for("laptop", "nonrobust", "x0_hat", steps=1, count=256)
+next(steps_of(spec, range(16)))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, resource.RLIM_INFINITY))
+micro = MicroBatch(256)
+step = next(steps_of(spec, range(256), micro_batch=micro))
+print(micro.size, bool(step.gradient.isfinite().all()), len(step.gradient))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-500:]
+    size, finite, n = result.stdout.split()
+    assert int(size) < 256 and finite == "True" and n == "256" and "memory ran out" in result.stderr
+
+
+def test_live_bytes_of_known_work():
+    def work(n): return (torch.zeros(n, 1000) + 1).sum()
+    assert step_bytes(work) == pytest.approx((0, 8000), abs=16)
+    with LiveBytes() as count: torch.zeros(1000); torch.zeros(500)
+    assert count.peak == 4000 and count.live == 0                                             # one after the other
+
+
+def test_a_budget_is_kept_and_a_smaller_one_means_fewer_images():
+    sizes = [micro_batch_of(SPEC, 20, Machine("cpu", int(gb * 1e9))).size for gb in (1.2, 2, 4)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] and all(s % 16 == 0 for s in sizes if s >= 16)
+    plain = micro_batch_of(spec_for("laptop", "nonrobust", "plain", steps=6), 20, Machine("cpu", int(2e9))).size
+    assert plain > sizes[1]                                                                   # no gradient through the denoiser
+    with pytest.raises(UserError, match="not enough: one image needs"): micro_batch_of(SPEC, 20, Machine("cpu", 10**8))
+
+
+def test_checkpointing_keeps_less_and_changes_nothing():
+    kept, again = (final(compute(SPEC, range(4), Machine("cpu", checkpointing=on))) for on in (False, True))
+    assert torch.equal(kept, again)
+    denoiser = in_memory("denoiser", SPEC.denoiser, SPEC.digests["denoiser"])
+    assert not any(level.checkpointing for level in denoiser.modules() if hasattr(level, "checkpointing")) or denoiser.set_checkpointing(False) is None
+    def work(n):
+        x = torch.zeros(n, 3, 64, 64, requires_grad=True)
+        return torch.autograd.grad(denoiser(x, torch.zeros(n, dtype=torch.long)).sum(), x)
+    per_image = []
+    for on in (False, True):
+        denoiser.set_checkpointing(on)
+        per_image.append(step_bytes(work)[1])
+    denoiser.set_checkpointing(False)
+    assert per_image[1] < 0.7 * per_image[0]
+
+
+def test_mixed_precision_keeps_state_and_guidance_in_float32():
+    from gradcheck.runs import steps_of
+    for step in steps_of(replace(SPEC, precision="bfloat16", count=2), range(2)):
+        assert {step.x_t.dtype, step.gradient.dtype, step.guidance.dtype, step.shift.dtype, step.x_prev.dtype} == {torch.float32}
+    exact = final(compute(replace(SPEC, count=2), range(2)))
+    assert 0 < (images_to_uint8(step.x_prev).int() - exact).abs().max() and (images_to_uint8(step.x_prev).int() - exact).abs().float().mean() < 20
+
+
+def test_half_precision_state_loses_small_guidance():
+    small = replace(SPEC, scale=1e-9, count=2)
+    same, rounded = ([*run(replace(s, state=state), 2).samples] for s, state in ((small, "float32"), (small, "float16")))
+    none = [*run(replace(small, scale=0.0, state="float16"), 2).samples]
+    assert all(torch.equal(a, b) for a, b in zip(rounded, none)) and not all(torch.equal(a, b) for a, b in zip(same, rounded))
+
+
+@pytest.mark.parametrize("text, n", [("8GB", 8e9), ("1.5 GiB", 1.5 * 2**30), ("500mb", 5e8), ("123", 123)])
+def test_bytes(text, n): assert parse_bytes(text) == n
+
+
+@pytest.mark.parametrize("text", ["", "GB", "8XB", "-1GB", "eight"])
+def test_bytes_that_are_none(text):
+    with pytest.raises(UserError, match="8GB"): parse_bytes(text)
+
+
+# --- Dask -------------------------------------------------------------------------------------
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from gradcheck.cluster import Dask
+    with Dask("local", workers=2) as engine: yield engine
+
+
+def chunk_bytes(spec, cache): return [chunk_path(spec, images, cache).read_bytes() for images in chunks_of(spec, 4)]
+
+
+@pytest.mark.xdist_group("dask")
+def test_a_cluster_leaves_the_same_bytes(cluster, tmp_path):
+    spec = replace(SPEC, count=8)
+    a = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, cluster, tmp_path / "dask")
+    b = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, Local(), tmp_path / "local")
+    assert torch.equal(a["a"].samples, b["a"].samples) and not torch.equal(a["a"].samples, a["b"].samples)
+    assert chunk_bytes(spec, tmp_path / "dask") == chunk_bytes(spec, tmp_path / "local")
+
+
+@pytest.mark.xdist_group("dask")
+def test_a_worker_killed_in_mid_chunk_costs_that_chunk_only(cluster, tmp_path):
+    spec = replace(SPEC, steps=60, count=16, seed=2)
+    written = {}
+
+    def kill_one():
+        while not list(tmp_path.rglob("*.safetensors")): time.sleep(0.05)                     # at least one chunk is kept
+        written.update({p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")})
+        os.kill(next(iter(cluster.client.run(os.getpid).values())), 9)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = run(spec, 4, cluster, tmp_path)
+    killer.join()
+    assert written and all(p.stat().st_mtime_ns == t for p, t in written.items())
+    assert torch.equal(result.samples, run(spec, 4, Local(), tmp_path / "local").samples)
+
+
+@pytest.mark.xdist_group("dask")
+def test_a_setting_that_cannot_be_computed_is_a_sentence_from_a_worker_too(cluster, tmp_path):
+    from gradcheck.cluster import Dask
+    engine = object.__new__(Dask)
+    engine.__dict__.update(cluster.__dict__, machine=Machine("cuda:7"))
+    with pytest.raises(UserError, match="torch sees"): run(replace(SPEC, count=4), 4, engine, tmp_path)
+
+
+def test_an_address_that_does_not_answer(tmp_path):
+    from gradcheck.cluster import Dask
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no Dask scheduler answered at 'tcp://127.0.0.1:9' within 5 s"): Dask("tcp://127.0.0.1:9")
+    assert time.monotonic() - started < 8
+    with pytest.raises(UserError, match="no Dask scheduler"): Dask("nonsense address")
