@@ -1,5 +1,7 @@
 """Shared by all tests: one thread per worker, a cache of their own, and a check that nothing touches the global RNG."""
 
+import sys
+
 import pytest
 import torch
 
@@ -27,3 +29,16 @@ def global_rng_untouched():
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    from gradcheck.cli import main
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["gradcheck", *map(str, args)])
+        try: main(); code = 0
+        except SystemExit as e: code = e.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+    return call

@@ -8,20 +8,8 @@ import pytest
 from PIL import Image
 
 from gradcheck.checkpoints import WEIGHTS
-from gradcheck.cli import main
 from gradcheck.runs import run
 from gradcheck.specs import RunSpec
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["gradcheck", *map(str, args)])
-        try: main(); code = 0
-        except SystemExit as e: code = e.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-    return call
 
 
 @pytest.mark.parametrize("args, message", [
