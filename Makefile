@@ -1,9 +1,9 @@
-# make figures | test | test-slow | test-browser | lab | bench
+# make figures | test | test-slow | test-browser | lab | bench | paper
 # Every target sets up by itself: a virtual environment in .venv, installed from settings.ini and constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: figures test test-slow test-browser lab bench
+.PHONY: figures test test-slow test-browser lab bench paper
 figures: .venv/installed
 	$(BIN)/gradcheck reproduce --preset laptop
 
@@ -25,6 +25,16 @@ lab: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/gradcheck bench
+
+# The paper's scale within MINUTES of training on a GPU, weights in files of at most 15 MB. With GPU_PYTHON=python3 it needs no installation: torch, safetensors, typer and the figures' libraries are enough.
+MINUTES ?= 8
+GPU_PYTHON ?= $(BIN)/python
+GRADCHECK = PYTHONPATH=. $(GPU_PYTHON) -c "from gradcheck.cli import main; main()"
+share = $$($(GPU_PYTHON) -c "print($(MINUTES) * $(1))")
+paper: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/installed)
+	for kind in robust nonrobust judge; do $(GRADCHECK) train classifier --kind $$kind --preset paper --minutes $(call share,0.08) --out data/paper/$$kind --resume; done
+	$(GRADCHECK) train ddpm --preset paper --minutes $(call share,0.76) --largest 15MB --out data/paper/ddpm --resume
+	$(GRADCHECK) evaluate --preset paper --count 64 --out data/paper/evaluation
 
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

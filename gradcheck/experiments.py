@@ -27,7 +27,7 @@ SCALES = {        # inject about that energy (heavy-tailed behind x0-hat) with t
     "nonrobust": {"unguided": 0.0, "plain": 0.44, "x0_hat": 10.0, "adam": 0.019, "both": 0.31},
 }
 
-# %% ../nbs/12_experiments.ipynb #5369a091
+# %% ../nbs/12_experiments.ipynb #3516ff29
 @dataclass(frozen=True)
 class Preset:
     "The models and the size of a reproduction, and how its weights are trained (`recipes`: ddpm, robust, nonrobust, judge)."
@@ -96,9 +96,9 @@ PRESETS = {
                      unet=UNetConfig(patch=4, widths=(16, 16), attention=(False, True), layers=1, groups=4), recipes=SMOKE_RECIPES),
     "laptop": LAPTOP_PRESET,
     # one GPU: the authors' architecture and recipe, 64 generations for the cosines and 49 x 1024 behind every Fréchet distance, against all training images.
-    # Its weights are not bundled (45 MB in float16): `gradcheck train --preset paper --out data/paper` makes them
-    "paper": replace(LAPTOP_PRESET, name="paper", denoiser="data/paper/ddpm.safetensors", classifiers={role: f"data/paper/{role}.safetensors" for role in ("robust", "nonrobust")},
-                     judge="data/paper/judge.safetensors", scales=None, table_count=49 * 1024, chunk=256, sweep_steps=400, sweep_count=49 * 1024, real=100_000, recognised=2000,
+    # Its weights are not bundled (45 MB in float16): `make paper` trains them into data/paper
+    "paper": replace(LAPTOP_PRESET, name="paper", denoiser="data/paper/ddpm/ddpm.safetensors", classifiers={role: f"data/paper/{role}/{role}.safetensors" for role in ("robust", "nonrobust")},
+                     judge="data/paper/judge/judge.safetensors", scales=None, table_count=49 * 1024, chunk=256, sweep_steps=400, sweep_count=49 * 1024, real=100_000, recognised=2000,
                      unet=PAPER, recipes=PAPER_RECIPES, precision="bfloat16"),
 }
 
@@ -155,14 +155,14 @@ def preset_for(preset, steps=None, count=None, mode="corrected", **models):
     sizes = dict(steps=steps, sweep_steps=steps, count=count, table_count=count, sweep_count=count, pictures=count)
     return replace(p, **{k: v for k, v in sizes.items() if v is not None})
 
-# %% ../nbs/12_experiments.ipynb #f9342c20
+# %% ../nbs/12_experiments.ipynb #5f039737
 def spec_for(preset, classifier, variant, /, **changes):
     """The `RunSpec` of a variant for a classifier (its role) under a preset; `changes` override its fields where they are not None. A scale that is not known is `PROBE`.
 
     Raises `UserError` for an unknown role, variant or field value, and for weights that are not there."""
     p, (where, stabilizer) = get_preset(preset), VARIANTS[choose("variant", variant, VARIANTS)]
     if p.denoiser.startswith("data/paper/") and not located("data/paper").is_dir():
-        raise UserError("the weights of the paper preset are not bundled; train them (gradcheck train ddpm --preset paper --out data/paper, and the classifiers), or put them into data/paper.")
+        raise UserError("the weights of the paper preset are not bundled; train them (make paper, on a GPU), or put them into data/paper.")
     model = p.classifiers[choose("classifier", classifier, p.classifiers)]
     scale = 0.0 if variant == "unguided" else p.scales[classifier][variant] if p.scales else PROBE
     spec = dict(denoiser=p.denoiser, classifier=model, judge=p.judge, where=where, stabilizer=p.adam if stabilizer == "adam" else stabilizer,

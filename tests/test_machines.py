@@ -9,13 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gradcheck.checkpoints import load_classifier
 from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM
 from gradcheck.experiments import spec_for
-from gradcheck.guidance import Guidance, MicroBatch, guided_steps
+from gradcheck.guidance import WHERE, Autocast, Guidance, MicroBatch, freeze, guided_steps
 from gradcheck.memory import LiveBytes, parse_bytes, step_bytes
 from gradcheck.models import in_memory
 from gradcheck.runs import Local, Machine, chunk_path, chunks_of, compute, images_to_uint8, micro_batch_of, run, run_all
+from gradcheck.sportballs import SportBalls
+from gradcheck.tasks import training_task
+from gradcheck.training import Trainer
 
 SPEC = spec_for("laptop", "nonrobust", "x0_hat", steps=6, count=20)
 
@@ -119,6 +123,20 @@ def test_half_precision_state_loses_small_guidance():
     same, rounded = ([*run(replace(s, state=state), 2).samples] for s, state in ((small, "float32"), (small, "float16")))
     none = [*run(replace(small, scale=0.0, state="float16"), 2).samples]
     assert all(torch.equal(a, b) for a, b in zip(rounded, none)) and not all(torch.equal(a, b) for a, b in zip(same, rounded))
+
+
+def test_one_step_of_each_path_at_the_paper_scale(tmp_path):
+    "A dry run of what a GPU does: the authors' network at full size, a training step in float16, and a guided step of each kind under mixed precision."
+    model, loss, recipe = training_task("paper", "ddpm")
+    assert sum(p.numel() for p in model.parameters()) == 22_411_843 and (recipe.lr, recipe.batch_size, recipe.precision, recipe.ema) == (1e-4, 128, "float16", 0.0)
+    images, labels = SportBalls().batch(range(2))
+    before = model.conv_in.weight.detach().clone()
+    trainer = Trainer(model, loss, None, replace(recipe, batch_size=2), tmp_path)
+    assert 0.5 < trainer.train_step(images, labels) < 2 and not torch.equal(model.conv_in.weight, before)
+    denoiser, classifier = (Autocast(freeze(m), torch.bfloat16) for m in (model, load_classifier("laptop/nonrobust")))
+    for where in WHERE.values():
+        step = next(guided_steps(DDPM(), denoiser, Guidance(classifier, 0, where=where), images, torch.Generator().manual_seed(0), micro_batch=MicroBatch(2, tile=2)))
+        assert step.x_prev.isfinite().all() and step.gradient.dtype == torch.float32
 
 
 @pytest.mark.parametrize("text, n", [("8GB", 8e9), ("1.5 GiB", 1.5 * 2**30), ("500mb", 5e8), ("123", 123)])

@@ -1,7 +1,6 @@
 """`gradcheck reproduce` with a denoiser, a classifier and data of one's own, by the notebooks that make the paper's figures."""
 import json
 
-
 import pandas as pd
 import pytest
 from PIL import Image
