@@ -100,7 +100,7 @@ def time_cluster(preset="laptop", chunk=16, chunks=4, steps=20):
     torch.set_num_threads(threads)
     return seconds | {"same bytes": files[0] == files[1]}
 
-# %% ../nbs/15_benchmark.ipynb #8889ab0e
+# %% ../nbs/15_benchmark.ipynb #611f3bab
 def time_training(preset="laptop", steps=8):
     "Median seconds per optimizer step of the denoiser, and of waiting for its data."
     model, loss, recipe = training_task(preset, "ddpm")
@@ -126,5 +126,5 @@ def benchmark(preset="laptop", images=64, threads=2, repeats=9):
     extras = [name for name in ("diffusers", "distributed") if find_spec(name)]
     return provenance() | dict(preset=preset, images=images, threads=threads, step_seconds=seconds, ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
                 data_images_per_second_one_thread=time_data(), training_step_seconds=work, training_wait_for_data_seconds=wait,
-                peak_gib_of_x0_hat_step_by_images=peak, seconds_per_denoiser_call=time_against_diffusers(preset, images) if "diffusers" in extras else {},
-                cluster=time_cluster(preset) if "distributed" in extras else {})
+                peak_gib_of_x0_hat_step_by_images=peak, seconds_per_denoiser_call=time_against_diffusers(preset, images, repeats=min(repeats, 5)) if "diffusers" in extras else {},
+                cluster=time_cluster(preset, steps=2 * min(repeats, 10)) if "distributed" in extras else {})

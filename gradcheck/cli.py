@@ -24,7 +24,7 @@ from .core import UserError, choose, make_folder, write_bytes
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="GradCheck, reproduced: classifier guidance of a DDPM, its gradients, and what repairs them.")
 
-# %% ../nbs/16_cli.ipynb #071e1648
+# %% ../nbs/16_cli.ipynb #9717bb81
 def parse_params(params):
     "`[\"target=2\"]` to `{\"target\": 2}`; values are JSON where they parse, else text."
     out = {}
@@ -65,9 +65,10 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
     params = parse_params(param) | models | ({"mode": mode} if mode else {})
     if not plan:
         with engine_for(device, memory, checkpointing, dask) as engine: return run_all(figures or (), preset, out, seed, params, engine=engine)
-    from gradcheck.plan import plan as planned, plan_text
-    figures, p, changes = checked(figures or (), preset, seed, params)
-    typer.echo(plan_text(planned(figures, p, device, **changes)))
+    from gradcheck.plan import plan as planned, plan_text, with_weights
+    with with_weights(preset) as p:
+        figures, p, changes = checked(figures or (), p, seed, params)
+        typer.echo(plan_text(planned(figures, p, device, **changes)))
 
 # %% ../nbs/16_cli.ipynb #e5d7b773
 @app.command()
@@ -176,13 +177,12 @@ def info():
     for key, value in provenance().items(): typer.echo(f"{key:10} {value}")
     typer.echo(f"{'cache':10} {cache_folder()}")
 
-# %% ../nbs/16_cli.ipynb #7c8ed03a
+# %% ../nbs/16_cli.ipynb #8f93aac7
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")     # click's, or the copy that typer carries
 
 def main():
     "The console script: exit 0, 2 on bad input (one sentence, no traceback), 130 when stopped by hand."
-    sys.path.insert(0, os.getcwd())                                       # MODULE:FUNCTION is looked for here, also by the notebooks' kernels
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())       # MODULE:FUNCTION is looked for here
     try: app(standalone_mode=False)
     except UserError as e: sys.exit(_say(str(e), 2))
     except (KeyboardInterrupt, typer.Abort): sys.exit(_say("stopped; finished chunks and the last checkpoint are kept: run the same command again to go on (train: with --resume).", 130))

@@ -40,7 +40,7 @@ def check_parameters(path, given):
     known = list(pm.inspect_notebook(str(path)))
     for name in given: choose("parameter", name, known)
 
-# %% ../nbs/13_reproduce.ipynb #8d7eb7eb
+# %% ../nbs/13_reproduce.ipynb #397a945c
 SPEC_PARAMETERS = ("seed", "target", "scale")                                          # of a notebook: what changes its runs,
 PRESET_PARAMETERS = ("steps", "count", "mode", "denoiser", "classifier", "robust", "judge", "data")      # and what its preset
 WITH_DATA = ("figure_4", "figure_5", "figure_8", "table_1", "claims")                 # figures that need real images
@@ -51,6 +51,8 @@ def execute(figure, folder, parameters):
     logging.getLogger("papermill").setLevel(logging.ERROR)
     source, target = notebook_of(figure), folder / f"{figure}.ipynb"
     unfinished = folder / f".{figure}.{os.getpid()}.ipynb"               # two reproductions may write to one folder
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), before]))      # the kernel finds MODULE:FUNCTION where this process does
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,6 +61,7 @@ def execute(figure, folder, parameters):
     except PapermillExecutionError as e:
         raise UserError(f"{figure}: {e.evalue if e.ename == 'UserError' else f'{e.ename}: {e.evalue}'} (see {target})") from None
     finally:
+        os.environ["PYTHONPATH"] = before
         if unfinished.is_file(): os.replace(unfinished, target)
 
 def note_seconds(sidecar, seconds):

@@ -1,7 +1,5 @@
 """Where a run is computed must not change what it is: micro-batches, memory that runs out, checkpointing, mixed precision, workers of a Dask cluster that die."""
 import os
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +12,7 @@ from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM
 from gradcheck.experiments import spec_for
 from gradcheck.guidance import WHERE, Autocast, Guidance, MicroBatch, freeze, guided_steps
-from gradcheck.memory import LiveBytes, parse_bytes, step_bytes
+from gradcheck.memory import LiveBytes, parse_bytes, resident_bytes, step_bytes
 from gradcheck.models import in_memory
 from gradcheck.runs import Local, Machine, chunk_path, chunks_of, compute, images_to_uint8, micro_batch_of, run, run_all
 from gradcheck.sportballs import SportBalls
@@ -57,28 +55,6 @@ def test_other_errors_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="shapes"): MicroBatch().map(3, broken)
 
 
-def test_allocation_failure_of_a_real_process(tmp_path):
-    "An x0-hat step of 256 images at once under an address-space limit: torch's CPU allocator fails, and the run ends well."
-    code = """
-import resource, sys, torch
-torch.set_num_threads(1)
-from gradcheck.experiments import spec_for
-from gradcheck.guidance import MicroBatch
-from gradcheck.runs import steps_of
-spec = spec_for("laptop", "nonrobust", "x0_hat", steps=1, count=256)
-next(steps_of(spec, range(16)))
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, resource.RLIM_INFINITY))
-micro = MicroBatch(256)
-step = next(steps_of(spec, range(256), micro_batch=micro))
-print(micro.size, bool(step.gradient.isfinite().all()), len(step.gradient))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-500:]
-    size, finite, n = result.stdout.split()
-    assert int(size) < 256 and finite == "True" and n == "256" and "memory ran out" in result.stderr
-
-
 def test_live_bytes_of_known_work():
     def work(n): return (torch.zeros(n, 1000) + 1).sum()
     assert step_bytes(work) == pytest.approx((0, 8000), abs=16)
@@ -87,9 +63,10 @@ def test_live_bytes_of_known_work():
 
 
 def test_a_budget_is_kept_and_a_smaller_one_means_fewer_images():
-    sizes = [micro_batch_of(SPEC, 20, Machine("cpu", int(gb * 1e9))).size for gb in (1.2, 2, 4)]
+    held = resident_bytes("cpu")                                                              # by this test process already
+    sizes = [micro_batch_of(SPEC, 20, Machine("cpu", int((held + more) / 0.9))).size for more in (4e8, 1e9, 3e9)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] and all(s % 16 == 0 for s in sizes if s >= 16)
-    plain = micro_batch_of(spec_for("laptop", "nonrobust", "plain", steps=6), 20, Machine("cpu", int(2e9))).size
+    plain = micro_batch_of(spec_for("laptop", "nonrobust", "plain", steps=6), 20, Machine("cpu", int((held + 1e9) / 0.9))).size
     assert plain > sizes[1]                                                                   # no gradient through the denoiser
     with pytest.raises(UserError, match="not enough: one image needs"): micro_batch_of(SPEC, 20, Machine("cpu", 10**8))
 
@@ -173,7 +150,7 @@ def test_a_cluster_leaves_the_same_bytes(cluster, tmp_path):
 
 @pytest.mark.xdist_group("dask")
 def test_a_worker_killed_in_mid_chunk_costs_that_chunk_only(cluster, tmp_path):
-    spec = replace(SPEC, steps=60, count=16, seed=2)
+    spec = replace(SPEC, steps=30, count=12, seed=2)
     written = {}
 
     def kill_one():
