@@ -7,7 +7,7 @@ import torch
 from conftest import generator
 from safetensors.torch import save_file
 
-from gradcheck.checkpoints import load_denoiser
+from gradcheck.checkpoints import load_denoiser, save_weights
 from gradcheck.classifiers import MobileNetV3Small, class_probabilities
 from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM, Ancestral
@@ -161,3 +161,14 @@ def test_models_that_do_not_fit_together(tmp_path):
     with pytest.raises(UserError, match="not a readable"): RunSpec(classifier=str(tmp_path / "odd.safetensors"))
     save_file({"features.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="not a MobileNetV3-small"): RunSpec(classifier=str(tmp_path / "other.safetensors"))
+
+
+def test_weights_in_shards(tmp_path):
+    unet = load_denoiser("laptop/ddpm")
+    card = save_weights(unet, tmp_path / "ddpm.safetensors", {"diffusion": {"T": 400}}, torch.float32, largest=4_000_000)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert [f.name for f in files] == card["files"] and len(files) > 3 and max(f.stat().st_size for f in files) < 4_100_000
+    again = load_denoiser(str(tmp_path / "ddpm.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(unet.state_dict().values(), again.state_dict().values()))
+    files[1].unlink()
+    with pytest.raises(UserError, match="lack 'ddpm-00002-of-"): load_denoiser(str(tmp_path / "ddpm.safetensors"))
