@@ -138,7 +138,7 @@ def read_chunk(path, spec):
     except (SafetensorError, ValueError, KeyError, TypeError, OSError): pass
     warnings.warn(f"cache file {path} is damaged or foreign; it is computed again.", stacklevel=2)
 
-# %% ../nbs/11_runs.ipynb #c0af2635
+# %% ../nbs/11_runs.ipynb #cd5863e5
 def chunks_of(spec, chunk): return [range(a, min(a + chunk, spec.count)) for a in range(0, spec.count, chunk)]
 
 def chunk_path(spec, images, cache): return Path(cache) / spec.key / f"{images.start:06d}-{images.stop:06d}.safetensors"
@@ -153,9 +153,13 @@ class Local:
         "Yields `(task, tensors)` for tasks `(label, spec, images)`, in any order; `bar` is told what happens."
         for label, spec, images in tasks:
             bar.set_description(label)
-            size = (spec.denoiser, spec.classifier, spec.where, spec.precision, len(images))
-            if size not in self.micro_batches: self.micro_batches[size] = micro_batch_of(spec, len(images), self.machine)
-            yield (label, spec, images), compute(spec, images, self.machine, bar, self.micro_batches[size])
+            yield (label, spec, images), self.chunk(spec, images, bar)
+
+    def chunk(self, spec, images, bar):
+        "The tensors of one chunk; a micro-batch that was halved once stays so."
+        size = (spec.denoiser, spec.classifier, spec.where, spec.precision, len(images))
+        if size not in self.micro_batches: self.micro_batches[size] = micro_batch_of(spec, len(images), self.machine)
+        return compute(spec, images, self.machine, bar, self.micro_batches[size])
 
 def run_all(specs, chunk=16, engine=None, cache=None):
     """label -> `RunResult` of several settings (a dict label -> `RunSpec`), from the cache where it has chunks of them; a progress bar (images x steps) while the rest is computed.
