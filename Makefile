@@ -1,11 +1,15 @@
-# make figures | test | test-slow | test-browser | lab | bench | paper
+# make figures | tutorials | test | test-slow | test-browser | lab | bench | paper
 # Every target sets up by itself: a virtual environment in .venv, installed from settings.ini and constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: figures test test-slow test-browser lab bench paper
+.PHONY: figures tutorials test test-slow test-browser lab bench paper
 figures: .venv/installed
 	$(BIN)/gradcheck reproduce --preset laptop
+
+tutorials: .venv/installed
+	mkdir -p results/tutorials
+	for f in nbs/tutorials/*.ipynb; do $(BIN)/papermill --cwd nbs/tutorials -k python3 $$f results/tutorials/$$(basename $$f) || exit; done
 
 test: .venv/installed
 	$(BIN)/ruff check --select F gradcheck tests

@@ -1,0 +1,22 @@
+"""Every tutorial runs from top to bottom by papermill, at a size that says nothing about science. (`make tutorials` runs them at their own size.)"""
+import json
+from pathlib import Path
+
+import papermill as pm
+import pytest
+
+from gradcheck.reproduce import check_parameters
+
+TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
+SMALL = {   # tutorial -> parameters of the small run
+}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in TUTORIALS.glob("*.ipynb")))
+def test_a_tutorial_runs_and_shows_pictures(name, tmp_path):
+    source = TUTORIALS / f"{name}.ipynb"
+    check_parameters(source, SMALL[name])
+    pm.execute_notebook(str(source), str(tmp_path / "out.ipynb"), SMALL[name], kernel_name="python3", language="python", cwd=str(TUTORIALS), progress_bar=False)
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    pictures = [o for c in cells for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
+    assert pictures, "a tutorial without a picture"
