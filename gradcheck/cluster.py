@@ -89,7 +89,7 @@ class Dask:
                 label, spec, images = tasks[i]
                 finished.add(i)
                 bar.set_description(label)
-                progress(i, len(images) * spec.steps)
+                progress(i, len(images) * spec.calls)
                 yield tasks[i], tensors
         finally:
             self.client.cancel(list(futures))

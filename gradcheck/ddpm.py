@@ -67,6 +67,11 @@ class DDPM:
         abar = self.abar_at(t, x0)
         return abar.sqrt() * x0 + (1 - abar).sqrt() * eps
 
+    def renoise(self, x_prev, t_prev, t, eps):
+        "x_t ~ q(x_t | x_prev), back to a later time t > t_prev, by the noise `eps` (Ho et al. 2020, eq. 2, over several steps at once)."
+        alpha = self.abar_at(t, x_prev) / self.abar_at(t_prev, x_prev)
+        return alpha.sqrt() * x_prev + (1 - alpha).sqrt() * eps
+
     # --- what the denoiser says, in three currencies -------------------------------------------
     def x0_from(self, x_t, t, output, prediction):
         "x0-hat, not clipped, from the denoiser's output of the given kind (Ho et al. 2020, eq. 15; Salimans & Ho 2022, appendix D)."
@@ -89,6 +94,11 @@ class DDPM:
         if not 1 <= steps <= self.T: raise UserError(f"{steps} sampling steps were asked for; choose between 1 and T = {self.T}.")
         ts = [math.ceil(self.T * (steps - k) / steps) - 1 for k in range(steps)]
         return list(zip(ts, ts[1:] + [-1]))
+
+    def visits(self, steps=None, repeats=1):
+        "`timesteps`, each `repeats` times, as (t, t_prev, back): does another visit of the same step follow?"
+        if repeats < 1: raise UserError(f"{repeats} visits of each step were asked for; give at least 1.")
+        return [(t, t_prev, back > 0) for t, t_prev in self.timesteps(steps) for back in reversed(range(repeats))]
 
 # %% ../nbs/02_ddpm.ipynb #02cd4e5b
 class GaussianStart(nn.Module):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'WHERE', 'TILE', 'UNGUIDED', 'log_probability', 'logit', 'binary_log_probability',
            'multilabel_log_probability', 'predict', 'gradient_of', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped',
-           'unguided', 'Interval', 'fill_tiles', 'out_of_memory', 'MicroBatch', 'Guidance', 'freeze', 'Autocast',
-           'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
+           'smoothed', 'unguided', 'Interval', 'fill_tiles', 'out_of_memory', 'MicroBatch', 'Guidance', 'freeze',
+           'Autocast', 'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
 
 # %% ../nbs/06_guidance.ipynb #e3f1ef99
 import math
 import sys
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Callable
 
 import torch
@@ -61,10 +62,19 @@ def at_x0_hat_stopped(ddpm, denoiser, x_t, t, value):
     eps = ddpm.eps_from(x_t, t, x0)
     return x0, gradient_of(lambda x: value(ddpm.clip_x0(ddpm.x0_from(x, t, eps, "epsilon"))), x_t)
 
+def smoothed(where, count=8, sigma=0.3):
+    "`where` with a classifier that sees `count` copies of its image, each under noise of its own of standard deviation `sigma`, and answers by their mean; the noise depends on t alone."
+    @wraps(where)
+    def smooth(ddpm, denoiser, x_t, t, value):
+        noise = randn((count, *x_t.shape[1:]), torch.Generator().manual_seed(t), x_t.device)
+        return where(ddpm, denoiser, x_t, t, lambda image: torch.stack([value(image + sigma * eps) for eps in noise.to(image)]).mean(0))
+    return smooth
+
 def unguided(ddpm, denoiser, x_t, t, value):
     with torch.no_grad(): return predict(ddpm, denoiser, x_t, t), torch.zeros_like(x_t)
 
-WHERE = {"x_t": at_x_t, "x0_hat": at_x0_hat, "x0_hat_stopped": at_x0_hat_stopped, "unguided": unguided}
+WHERE = {"x_t": at_x_t, "x0_hat": at_x0_hat, "x0_hat_stopped": at_x0_hat_stopped,
+         "x_t_smooth": smoothed(at_x_t), "x0_hat_smooth": smoothed(at_x0_hat), "unguided": unguided}
 
 # %% ../nbs/06_guidance.ipynb #6d33fc45
 @dataclass(frozen=True)
@@ -192,14 +202,15 @@ def check_finite(gradient, t, guidance):
                                     f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier.")
 
 # %% ../nbs/06_guidance.ipynb #ae0532ea
-def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=64):
+def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=64, repeats=1):
     """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image; `micro_batch` a number of images, or a `MicroBatch`.
+    With `repeats`, each step is taken so many times, going back to x_t by fresh noise in between (recurrence: Bansal et al. 2023, Yu et al. 2023).
 
     Raises `NonFiniteGradient` with the step, the image and the setting; `UserError` if there are more `steps` than T."""
     guidance.reset()
     if not isinstance(micro_batch, MicroBatch): micro_batch = MicroBatch(micro_batch)
     x_t = x_T.contiguous(memory_format=torch.channels_last)
-    for t, t_prev in ddpm.timesteps(steps):
+    for t, t_prev, back in ddpm.visits(steps, repeats):
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
         check_finite(gradient, t, guidance)
         stabilised = guidance.stabilise(gradient, t)
@@ -207,7 +218,7 @@ def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=A
         push = (guidance.scale_at(t) or 0.0) * stabilised
         x_prev = sampler.step(ddpm, x_t, x0_hat, t, t_prev, noise, push)
         yield Step(t, x_t, x0_raw, x0_hat, gradient, stabilised, sampler.gain(ddpm, t, t_prev, x_t) * push, x_prev)
-        x_t = x_prev
+        x_t = ddpm.renoise(x_prev, t_prev, t, randn(x_t.shape, generator, x_t.device).to(x_t.dtype)) if back else x_prev
 
 def sample(*args, **kwargs):
     "The final images of `guided_steps`, clamped to [-1, 1]."

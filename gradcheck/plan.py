@@ -67,8 +67,8 @@ def plan(figures, preset, device="auto", **changes):
         for spec, _ in missing:
             if spec.where not in seconds: seconds[spec.where] = seconds_per_image_step(replace(spec, steps=spec.diffusion.T), few, device)
         runs, open_runs = ({spec.key for spec, _ in group} for group in (new.values(), missing))
-        rows.append(dict(figure=figure, runs=len(runs), cached=len(runs - open_runs), image_steps=sum(len(images) * spec.steps for spec, images in missing),
-                         seconds=sum(len(images) * spec.steps * seconds[spec.where] for spec, images in missing)))
+        rows.append(dict(figure=figure, runs=len(runs), cached=len(runs - open_runs), image_steps=sum(len(images) * spec.calls for spec, images in missing),
+                         seconds=sum(len(images) * spec.calls * seconds[spec.where] for spec, images in missing)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_plan.ipynb #b632b6ae

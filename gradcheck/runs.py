@@ -75,13 +75,13 @@ def start_of(spec, generators, device="cpu"):
 
 def guidance_of(spec, device="cpu"):
     "The `Guidance` of a run."
-    return Guidance(models(spec, device)[1], spec.target, OBJECTIVES[spec.objective], WHERE[spec.where], make_stabilizer(spec.stabilizer), spec.scale)
+    return Guidance(models(spec, device)[1], spec.target, OBJECTIVES[spec.objective], WHERE[spec.where], make_stabilizer(spec.stabilizer), spec.schedule)
 
 def steps_of(spec, images, device="cpu", micro_batch=64):
     "The stream of `Step`s of some images (their indices) of a run."
     generators = image_generators(spec.seed, images)
     return guided_steps(spec.diffusion, models(spec, device)[0], guidance_of(spec, device), start_of(spec, generators, device), generators, spec.steps,
-                        STATES[spec.state](SAMPLERS[spec.sampler]), micro_batch)
+                        STATES[spec.state](SAMPLERS[spec.sampler]), micro_batch, spec.repeats)
 
 # %% ../nbs/11_runs.ipynb #8c9012cf
 NULL_IMAGES = 64
@@ -102,7 +102,7 @@ def micro_batch_of(spec, count, machine):
     pixels, (t, _) = torch.Size(spec.shape).numel(), spec.diffusion.timesteps(spec.steps)[0]
     def step(n): return guidance.evaluate(spec.diffusion, denoiser, torch.zeros(n, *spec.shape, device=device), t, MicroBatch(n, tile=1))
     step(1)                                                              # what is made once is not counted
-    return fitting(machine.memory, step, 4 * pixels * (min(count, NULL_IMAGES) * spec.steps + 16 * count), device)
+    return fitting(machine.memory, step, 4 * pixels * (min(count, NULL_IMAGES) * spec.calls + 16 * count), device)
 
 @torch.no_grad()
 def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
@@ -171,7 +171,7 @@ def run_all(specs, chunk=16, engine=None, cache=None):
     tasks = [wanted[path] for path, part in parts.items() if part is None]
     if tasks:
         for _, spec, _ in tasks: make_folder(cache / spec.key)           # before, not after, a minute of computing
-        with tqdm(total=sum(len(images) * spec.steps for _, spec, images in tasks), desc=tasks[0][0], unit="image-step", unit_scale=True) as bar:
+        with tqdm(total=sum(len(images) * spec.calls for _, spec, images in tasks), desc=tasks[0][0], unit="image-step", unit_scale=True) as bar:
             for (label, spec, images), tensors in engine.compute(tasks, bar):
                 path = chunk_path(spec, images, cache)
                 write_chunk(path, tensors, spec)

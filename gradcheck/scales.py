@@ -8,6 +8,7 @@ __all__ = ['FAR', 'PILOTS', 'PROBE', 'probe_specs', 'with_scale', 'pilot_specs',
 
 # %% ../nbs/11_scales.ipynb #0f79c795
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def interpolate_scales(scales, energies, wanted):
     out = np.interp(x, log_e, log_s) + slopes[0] * np.minimum(x - log_e[0], 0) + slopes[-1] * np.maximum(x - log_e[-1], 0)
     return [float(f"{s:.3g}") for s in np.exp(np.clip(out, log_s[0] - FAR, log_s[-1] + FAR))]
 
-def labelled(kind, specs): return {f"{kind} {s.where} {s.stabilizer} {s.scale:g} ({i + 1} of {len(specs)})": s for i, s in enumerate(specs)}
+def labelled(kind, specs): return {f"{kind} {s.where} {Path(s.stabilizer).name} {s.scale:g} ({i + 1} of {len(specs)})": s for i, s in enumerate(specs)}
 
 def calibrate(specs, energy, engine=None):
     "Compute the probes and pilots that `matched_scales` will ask for, all that can be computed together at once."
