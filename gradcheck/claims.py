@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'PLAIN', 'TECHNIQUES', 'SIMILARITY', 'EQUAL_ENERGY', 'PROBABILITY', 'QUALITY', 'ROBUST', 'CLAIMS',
-           'verdict', 'Claim', 'decide', 'Evidence', 'recognition_of', 'target_probability', 'similarity', 'trade_off',
-           'fid_at', 'gain_at_equal_probability', 'fid_effect', 'similarity_T400', 'raw_similarity_T400',
-           'probability_T400', 'probability', 'compared', 'change', 'raw_and_null', 'against_null', 'reached_energies',
-           'at_one_energy', 'highest', 'lower_fid', 'recognised', 'changes', 'accuracies']
+           'verdict', 'Claim', 'decide', 'Evidence', 'recognition_of', 'probability_along', 'target_probability',
+           'similarity', 'trade_off', 'fid_at', 'gain_at_equal_probability', 'fid_effect', 'similarity_T400',
+           'raw_similarity_T400', 'probability_T400', 'probability', 'compared', 'change', 'raw_and_null',
+           'against_null', 'reached_energies', 'at_one_energy', 'highest', 'lower_fid', 'recognised', 'changes',
+           'accuracies']
 
 # %% ../nbs/13_claims.ipynb #33521481
 from dataclasses import dataclass
@@ -67,10 +68,8 @@ class Evidence:
         return [r for label, r in self.runs.items() if label.startswith(start)]
 
     def probability(self, classifier, variant):
-        "Target probability by the judge (N,), a mean over the preset's energies; between the energies that the runs really injected, it is interpolated in log energy."
-        runs = sorted(self.along_energy(classifier, variant), key=lambda r: r.energy.mean())
-        injected, wanted = (np.log(x) for x in ([r.energy.mean().item() for r in runs], [e * self.preset.energy_unit for e in self.preset.energies]))
-        return np.mean([np.interp(wanted, injected, p) for p in np.stack([target_probability(r) for r in runs], 1)], axis=1)
+        "`probability_along` the energies of the preset."
+        return probability_along(self.along_energy(classifier, variant), [e * self.preset.energy_unit for e in self.preset.energies])
 
     @cached_property
     def recognition(self):
@@ -86,6 +85,12 @@ def recognition_of(preset):
     p, device = get_preset(preset), pick_device()
     spec, classifiers = spec_for(p, list(p.classifiers)[-1], "plain"), {role: open_classifier(name, device) for role, name in p.classifiers.items()}
     return recognition(classifiers, spec.diffusion, p.reference.open().held_out, open_denoiser(p.denoiser, device), count=p.recognised, device=device)
+
+def probability_along(runs, energies):
+    "Target probability by the judge (N,), a mean over `energies`; between the energies that the runs really injected, it is interpolated in log energy."
+    runs = sorted(runs, key=lambda r: r.energy.mean())
+    injected = np.log([r.energy.mean().item() for r in runs])
+    return np.mean([np.interp(np.log(energies), injected, p) for p in np.stack([target_probability(r) for r in runs], 1)], axis=1)
 
 def target_probability(run): return run.judge[:, run.spec.target].double().numpy()
 def similarity(run, name="cosine"): return run.trace[name].nanmean(0).numpy()

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from .core import project_root, write_bytes
-from .figures import FIGURES
+from .figures import FIGURES, in_words
 from .runs import pick_device
 
 # %% ../nbs/12_plots.ipynb #26fa68aa
@@ -100,7 +100,7 @@ def save_figure(fig, figure, preset, out, table, specs, parameters, started):
     for suffix in ("png", "pdf"): write_bytes(folder / f"{figure}.{suffix}", figure_bytes(fig, suffix))
     write_bytes(folder / f"{figure}.csv", table.to_csv(index=False).encode())
     runs = {label: asdict(spec) | {"T": spec.diffusion.T, "digests": spec.digests} for label, spec in specs.items()}
-    sidecar = dict(figure=figure, caption=FIGURES[figure].caption, source=FIGURES[figure].source, protocol=FIGURES[figure].protocol, parameters=parameters, runs=runs,
+    sidecar = dict(figure=figure, caption=in_words(FIGURES[figure].caption, preset), source=FIGURES[figure].source, protocol=FIGURES[figure].protocol, parameters=parameters, runs=runs,
                    seconds=round(time.time() - started, 1), **provenance())
     write_bytes(folder / f"{figure}.json", (json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n").encode())
     return folder
