@@ -21,7 +21,7 @@ from .evaluation import *
 from .metrics import *
 from .training import *
 from .checkpoints import *
-from .models import open_classifier, open_denoiser
+from .models import denoiser_card, open_classifier, open_denoiser
 from .specs import *
 from .runs import *
 from .scales import *

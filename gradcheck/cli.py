@@ -53,6 +53,7 @@ Denoiser = typer.Option(None, help="a .safetensors file with its card, or a pipe
 def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1 ...; all by default, with models of your own Figures 1 to 3, 5 and Table 1"), preset: str = typer.Option("laptop", help="smoke, laptop, paper"),
               out: str = "results", seed: int = 0, param: List[str] = typer.Option([], "--param", "-p", help="a parameter of the notebooks, NAME=VALUE; may be repeated"),
               mode: Optional[str] = typer.Option(None, help="corrected (default), paper, or single switches: start=paper,state=paper"),
+              stabilizer: Optional[str] = typer.Option(None, help="one of yours in ADAM's place: MODULE:CLASS or FILE.py:CLASS"),
               denoiser: Optional[str] = Denoiser, classifier: Optional[str] = typer.Option(None, help="a .safetensors file, or MODULE:FUNCTION"),
               robust: Optional[str] = typer.Option(None, help="a second classifier, trained on noisy images"), judge: Optional[str] = typer.Option(None, help="one that never guides; without it the guide judges itself"),
               data: Optional[str] = typer.Option(None, help="celeba:FOLDER:ATTRIBUTE, a folder with one folder of pictures per class, or MODULE:FUNCTION"),
@@ -61,7 +62,7 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
     "Regenerate figures from the bundled weights or with models of your own, decide the claims, and make a page that shows them."
     from gradcheck.reproduce import checked, reproduce as run_all
     from gradcheck.sources import absolute
-    models = {k: absolute(v) for k, v in dict(denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data).items() if v}
+    models = {k: absolute(v) for k, v in dict(stabilizer=stabilizer, denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data).items() if v}
     params = parse_params(param) | models | ({"mode": mode} if mode else {})
     if not plan:
         with engine_for(device, memory, checkpointing, dask) as engine: return run_all(figures or (), preset, out, seed, params, engine=engine)
@@ -90,8 +91,8 @@ def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str 
 # %% ../nbs/16_cli.ipynb #e400b3a0
 @app.command()
 def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, a .safetensors file, or MODULE:FUNCTION"), denoiser: Optional[str] = Denoiser, target: str = typer.Option("0", help="class index or name"),
-           where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped or unguided"), stabilizer: str = typer.Option("none", help="none, adam, adam_corrected, ema, ema_0.99, unit"),
-           objective: Optional[str] = typer.Option(None, help="log_probability (default), logit, binary (default for a single logit), multilabel"), scale: float = 10.0, steps: Optional[int] = typer.Option(None, help="400, or the denoiser's T if that is less"),
+           where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped, x_t_smooth, x0_hat_smooth or unguided"), stabilizer: str = typer.Option("none", help="none, adam, adam_corrected, rms, ema, ema_0.99, unit, MODULE:CLASS or FILE.py:CLASS"),
+           objective: Optional[str] = typer.Option(None, help="log_probability (default), logit, binary (default for a single logit), multilabel"), scale: float = 10.0, interval: Optional[str] = typer.Option(None, help="first and last guided time step, as in 300-100 (default: all)"), repeats: int = typer.Option(1, help="visits of each step (recurrence)"), steps: Optional[int] = typer.Option(None, help="400, or the denoiser's T if that is less"),
            count: int = 16, seed: int = 0, start: Optional[str] = typer.Option(None, help="matched (default where the denoiser has one) or standard"),
            clip: Optional[bool] = typer.Option(None, "--clip/--no-clip", help="clip x0-hat to [-1, 1]; by default as the denoiser says"), state: str = typer.Option("float32", help="float32, or float16 as the authors' code"),
            precision: str = typer.Option("float32", help="of the networks: float32, bfloat16, float16"), judge: Optional[str] = typer.Option(None, help="a classifier that never guides; by default the bundled one, or with a denoiser of your own the guide"),
@@ -103,12 +104,12 @@ def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, 
     from gradcheck.runs import run
     if "." not in classifier and ":" not in classifier: classifier = "laptop/" + choose("classifier", classifier.removeprefix("laptop/"), ["robust", "nonrobust"])
     p = preset_for("laptop", denoiser=denoiser, classifier=classifier, judge=judge) if denoiser else preset_for("laptop")
-    fields = dict(classifier=classifier, judge=judge, target=target, objective=objective, where=where, stabilizer=stabilizer, scale=scale, steps=steps, count=count, seed=seed, start=start, clip=clip, state=state, precision=precision)
+    fields = dict(classifier=classifier, judge=judge, target=target, objective=objective, where=where, stabilizer=stabilizer, scale=scale, interval=interval, repeats=repeats, steps=steps, count=count, seed=seed, start=start, clip=clip, state=state, precision=precision)
     spec = spec_for(p, list(p.classifiers)[-1], "plain", **fields)
     make_folder(out)
     with engine_for(device, memory, checkpointing) as engine: result = run(spec, 16, engine, label="sample")
     save_png(image_grid(result.samples), out / "grid.png")
-    label = f"{where}, {stabilizer}, scale {scale:g}"
+    label = f"{where}, {Path(stabilizer).name}, scale {scale:g}"
     table = cosine_table({label: result})
     write_bytes(out / "cosine.csv", table.to_csv(index=False).encode())
     if spec.steps > 2: write_bytes(out / "cosine.png", figure_bytes(plot_cosines(table, {label: "blue"}, f"{Path(classifier).stem} classifier, target class {spec.target}"), "png"))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'ENERGY', 'SCALES', 'COST', 'ROLES', 'LAPTOP_RECIPES', 'SMOKE_RECIPES', 'PAPER_RECIPE', 'PAPER_RECIPES',
            'LAPTOP_PRESET', 'PRESETS', 'QUIRKS', 'DEFAULT_MODE', 'cost', 'as_costly', 'Preset', 'models_in',
-           'classifier_recipe', 'get_preset', 'switch', 'parse_mode', 'in_mode', 'with_models', 'with_stabilizer',
-           'stabilizer_label', 'preset_for', 'spec_for']
+           'classifier_recipe', 'get_preset', 'switch', 'coupled', 'parse_mode', 'in_mode', 'with_models',
+           'with_stabilizer', 'stabilizer_label', 'preset_for', 'spec_for']
 
 # %% ../nbs/12_experiments.ipynb #f528149d
 from dataclasses import dataclass, field, replace
@@ -139,8 +139,13 @@ def get_preset(name):
 # %% ../nbs/12_experiments.ipynb #63550ac1
 def switch(**fields): return lambda p: replace(p, switches=p.switches | fields)
 
+def coupled(p):
+    "The data as published, and the non-robust classifier that was trained on them in the place of the bundled one."
+    if p.data != "sportballs": return p
+    return replace(p, data="sportballs:coupled", classifiers={role: "laptop/nonrobust_coupled" if name == "laptop/nonrobust" else name for role, name in p.classifiers.items()})
+
 QUIRKS = {   # name -> what `paper` and `corrected` do to a preset
-    "draws": dict(paper=lambda p: replace(p, data="sportballs:coupled" if p.data == "sportballs" else p.data), corrected=lambda p: p),
+    "draws": dict(paper=coupled, corrected=lambda p: p),
     "start": dict(paper=switch(start="standard"), corrected=lambda p: p),
     "objective": dict(paper=switch(objective="logit"), corrected=lambda p: p),
     "state": dict(paper=switch(state="float16"), corrected=lambda p: p),
