@@ -174,7 +174,7 @@ def info():
         name = path.relative_to(WEIGHTS).with_suffix("").as_posix()
         card = read_card(name)
         load_weights(name)                                             # verifies the digest
-        typer.echo(f"{name:18} {card['architecture']:17} {card['parameters']:>9,} parameters  {card['images']:>9,} images seen  sha256 {card['sha256'][:16]}  verified")
+        typer.echo(f"{name:25} {card['architecture']:17} {card['parameters']:>9,} parameters  {card['images']:>9,} images seen  sha256 {card['sha256'][:16]}  verified")
     for key, value in provenance().items(): typer.echo(f"{key:10} {value}")
     typer.echo(f"{'cache':10} {cache_folder()}")
 

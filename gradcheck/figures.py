@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'MORE_LABELS', 'VARIANT_COLORS', 'CAPTION', 'OURS', 'T400', 'FIGURES', 'at_energy', 'full', 'table',
-           'respaced', 'one_class', 'each_class', 'along', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid',
-           'plain', 'stabilised', 'more', 'unguided', 'Figure', 'curves_of', 'in_words', 'colors_of', 'figure_specs',
+           'respaced', 'one_class', 'each_class', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid', 'plain',
+           'stabilised', 'more', 'unguided', 'Figure', 'curves_of', 'in_words', 'colors_of', 'figure_specs',
            'uncalibrated', 'figure_runs']
 
 # %% ../nbs/12_figures.ipynb #b7d960c0
@@ -29,16 +29,14 @@ def each_class(p, spec, scales):
     spec = one_class(p, spec, scales)[""]
     return {f" · {name}": replace(spec, target=k) for k, name in enumerate(spec.classes)}
 
-def along(p, spec, scales, energies):
-    spec, energies = replace(spec, steps=p.sweep_steps, count=p.sweep_count), [e * p.energy_unit for e in energies]
+def along_energy(p, spec, scales):
+    spec, energies = replace(spec, steps=p.sweep_steps, count=p.sweep_count), [e * p.energy_unit for e in p.energies]
     return {f" · energy {e:.3g}": replace(spec, scale=s) for e, s in zip(energies, scales(spec, energies))}
 
-def along_energy(p, spec, scales): return along(p, spec, scales, p.energies)
-
 def at_equal_energy_and_cost(p, spec, scales):
-    "The middle energies of the trade-off; and one energy with as many steps as cost what x0-hat-prediction does."
-    costly = as_costly(respaced(p, spec, scales)[""], p.sweep_steps * COST["x0_hat"])
-    return along(p, spec, scales, p.energies[1:-1] or p.energies) | {" · equal cost": at_energy(p, costly, scales)}
+    "One energy, in as many steps as every other setting, and in as many as cost what x0-hat-prediction does."
+    spec = respaced(p, spec, scales)[""]
+    return {" · equal energy": at_energy(p, spec, scales), " · equal cost": at_energy(p, as_costly(spec, p.sweep_steps * COST["x0_hat"]), scales)}
 
 @dataclass(frozen=True)
 class Curve:

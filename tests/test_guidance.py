@@ -186,6 +186,38 @@ def test_unit_norm_and_ema():
     assert torch.allclose(ema(g), g) and torch.allclose(ema(0 * g), 0.9 * g)
 
 
+def test_rms_is_rmsprop():
+    rms, v = make_stabilizer("rms"), 0.0
+    for k, g in enumerate(gradients(), 1):
+        v = 0.999 * v + 0.001 * g**2
+        assert torch.allclose(rms(g), g / (v / (1 - 0.999**k)).sqrt(), rtol=1e-3)
+
+
+class Quadratic(torch.nn.Module):
+    "Logits whose gradient is linear in the image: averaging over noise adds the mean of the noise."
+    def forward(self, x): return torch.stack([(x**2).sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1)
+
+
+@pytest.mark.parametrize("where", ["x_t", "x0_hat"])
+def test_averaging_over_noise(where):
+    x, value = torch.randn(3, 3, 6, 6, generator=generator()).double(), lambda image: Quadratic()(image)[:, 0]
+    x0, plain = WHERE[where](DDPM(clip=False), Net(), x, 50, value)
+    x0_smooth, smooth = WHERE[f"{where}_smooth"](DDPM(clip=False), Net(), x, 50, value)
+    noise = torch.randn((8, 3, 6, 6), generator=generator(50)).double()
+    _, shifted = WHERE[where](DDPM(clip=False), Net(), x, 50, lambda image: value(image + 0.3 * noise.mean(0)))
+    assert torch.equal(x0, x0_smooth) and torch.allclose(smooth, shifted) and not torch.allclose(smooth, plain)
+    assert torch.allclose(WHERE[f"{where}_smooth"](DDPM(clip=False), Net(), x[1:2], 50, value)[1], smooth[1:2])
+
+
+def test_recurrence_goes_back_to_the_noise_of_its_step():
+    ddpm, x0 = DDPM(), torch.zeros(4000, 1, 1, 1).double()
+    x_prev = ddpm.q_sample(x0 + 0.5, 99, randn(x0.shape, generator(1)).double())
+    x_t = ddpm.renoise(x_prev, 99, 200, randn(x0.shape, generator(2)).double())
+    abar = ddpm.abar[200]
+    assert abs(x_t.mean() - 0.5 * abar.sqrt()) < 0.05 and abs(x_t.var() - (1 - abar)) < 0.05
+    assert ddpm.visits(2, 2) == [(399, 199, True), (399, 199, False), (199, -1, True), (199, -1, False)] and [v[:2] for v in ddpm.visits(7)] == ddpm.timesteps(7)
+
+
 # --- the loop ---------------------------------------------------------------------------------------------------------------
 def run(n=4, steps=20, micro_batch=64, generators=None, guidance=None, x_T=None):
     generators = generators or image_generators(0, range(n))

@@ -66,14 +66,14 @@ def test_modes():
     paper = in_mode(get_preset("laptop"), "paper")
     spec = spec_for(paper, "nonrobust", "adam")
     assert (spec.start, spec.objective, spec.state, spec.stabilizer, spec.judge, spec.scale) == ("standard", "logit", "float16", "adam", spec.classifier, PROBE)
-    assert paper.data == "sportballs:coupled" and paper.name == "laptop-paper" and paper.judge == "laptop/judge"
+    assert paper.data == "sportballs:coupled" and paper.classifiers == {"robust": "laptop/robust", "nonrobust": "laptop/nonrobust_coupled"} and paper.name == "laptop-paper" and paper.judge == "laptop/judge"
     one = in_mode(get_preset("laptop"), "adam=corrected,clip=corrected")
     assert spec_for(one, "robust", "both").stabilizer == "adam_corrected" and spec_for(one, "robust", "both").diffusion.clip is False and spec_for(one, "robust", "both").start == "matched"
     assert in_mode(get_preset("laptop"), "corrected") is get_preset("laptop") and preset_for("laptop", mode="start=corrected") is not None
 
 
 def test_every_figure_of_two_classifiers_has_the_paper_curves():
-    assert set(figure_specs("figure_1", "laptop")) == {"robust", "non-robust"} and len(figure_specs("figure_2", "laptop")) == 4 and len(FIGURES) == 10
+    assert set(figure_specs("figure_1", "laptop")) == {"robust", "non-robust"} and len(figure_specs("figure_2", "laptop")) == 4 and len(FIGURES) == 11
 
 
 def test_folders_and_names_that_are_no_data(tmp_path):

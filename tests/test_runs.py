@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.experiments import ENERGY, VARIANTS, get_preset, preset_for, spec_for
+from gradcheck.experiments import COST, ENERGY, VARIANTS, as_costly, cost, get_preset, preset_for, spec_for
 from gradcheck.figures import FIGURES, figure_runs, figure_specs
 from gradcheck.plan import plan, plan_text
 from gradcheck.runs import cache_folder, chunk_path, chunks_of, images_to_uint8, read_chunk, run, steps_of, uint8_to_images
@@ -111,6 +111,45 @@ def test_layouts_follow_the_preset_and_what_is_changed():
     assert [s.target for label, s in figure_specs("figure_6", "smoke", scales=nominal).items() if label.startswith("robust, ADAM ·")] == [0, 1, 2, 3]
 
 
+def test_costs():
+    plain, x0_hat = (spec_for("laptop", "nonrobust", v, steps=50) for v in ("plain", "x0_hat"))
+    assert cost(replace(plain, where="unguided")) == 50 and cost(plain) == pytest.approx(50 * COST["x_t"]) and cost(replace(plain, repeats=3)) == pytest.approx(3 * cost(plain))
+    assert cost(replace(x0_hat, interval=(300, 100))) == pytest.approx(50 + 25 * (COST["x0_hat"] - 1))
+    assert as_costly(x0_hat, cost(x0_hat)) == x0_hat and as_costly(plain, 1e9).steps == 400 and as_costly(x0_hat, 1).steps == 1
+    specs = figure_specs("table_1_appendix", "laptop", scales=nominal)
+    assert len(specs) == 1 + 15 * 2
+    for label, spec in specs.items():
+        if label.endswith("equal cost"): assert cost(spec) == pytest.approx(50 * COST["x0_hat"], rel=0.05), label
+
+
+def test_an_interval_and_recurrence_in_a_run():
+    some = run(replace(SPEC, interval=(300, 100), scale=20.0), 6)
+    inside = (some.times <= 300) & (some.times >= 100)
+    assert (some.trace["energy"][inside] > 0).all() and (some.trace["energy"][~inside] == 0).all() and inside.any() and not inside.all()
+    twice = run(replace(SPEC, repeats=2), 6)
+    assert twice.trace["cosine"].shape == (24, 6) and twice.times.tolist() == sorted([*run(SPEC, 6).times.tolist()] * 2, reverse=True)
+    assert (twice.trace["energy"][:-2] > 0).all() and not torch.equal(twice.samples, run(SPEC, 6).samples)
+
+
+MINE = "from gradcheck.stabilizers import Stabilizer\nclass Mine(Stabilizer):\n    def __call__(self, g): return {} * g\nclass Half: pass\n"
+
+
+def test_a_stabilizer_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.format(2))
+    spec = replace(SPEC, stabilizer=f"{file}:Mine", where="x_t")
+    theirs = replace(SPEC, stabilizer="none", where="x_t", scale=2 * spec.scale)
+    assert equal(run(spec, 6), run(theirs, 6)) is False and torch.equal(run(spec, 6).samples, run(theirs, 6).samples)      # g' = 2 g: another norm, the same pictures
+    before = spec.key
+    file.write_text(MINE.format(3))
+    assert replace(spec).key != before                                                     # a changed file is a changed setting
+    with pytest.raises(UserError, match="needs reset"): RunSpec(stabilizer=f"{file}:Half")
+    p = preset_for("laptop", stabilizer=f"{file}:Mine")
+    assert p.name == "laptop-Mine" and p.scales is None and "Mine" in figure_specs("figure_2", p, scales=nominal) and "x̂₀-prediction + Mine" in figure_specs("figure_3", p, scales=nominal)
+    assert {s.stabilizer for s in figure_specs("figure_2", p, scales=nominal).values()} == {"none", f"{file}:Mine"}
+    with pytest.raises(UserError, match="about ADAM"): figure_specs("claims", p, scales=nominal)
+
+
 def test_scales_of_equal_energy(tmp_path):
     for variant in ("adam", "plain"):
         spec = spec_for("smoke", "nonrobust", variant, steps=6)
@@ -140,7 +179,7 @@ def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
 def test_every_field_but_the_count_changes_the_key():
     base = RunSpec()
     changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.5,
-                   steps=10, seed=1, sampler="ddim", start="standard", clip=False, precision="bfloat16", state="float16")
+                   steps=10, seed=1, sampler="ddim", start="standard", clip=False, precision="bfloat16", state="float16", interval=(300, 100), repeats=2)
     keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
     assert len(keys) == len(changed) + 1
     assert replace(base, count=7).key == base.key and replace(base, scale=10).key == base.key and replace(base, target="baseball").key == base.key
@@ -155,7 +194,7 @@ def test_pixels_round_trip():
 @pytest.mark.parametrize("change, message", [
     (dict(stabilizer="adm"), "'adam'"), (dict(where="x0hat"), "'x0_hat'"), (dict(target=4), "soccer ball"), (dict(steps=2.5), "whole number"), (dict(count="x"), "whole number"), (dict(scale="ten"), "a number"), (dict(steps=401), "T = 400"), (dict(steps=0), "T = 400"),
     (dict(scale=float("nan")), "finite"), (dict(scale=-1.0), "finite"), (dict(count=0), "at least 1"), (dict(classifier="laptop/rubust"), "laptop/robust"),
-    (dict(sampler="dim"), "'ddim'"), (dict(start="zero"), "matched"), (dict(objective="logits"), "'logit'")])
+    (dict(sampler="dim"), "'ddim'"), (dict(interval="100-300"), "as in 300-100"), (dict(interval=(5, -1)), "as in 300-100"), (dict(repeats=0), "at least 1"), (dict(stabilizer="no.py:X"), "cannot be imported"), (dict(start="zero"), "matched"), (dict(objective="logits"), "'logit'")])
 def test_bad_settings(change, message):
     with pytest.raises(UserError, match=message): RunSpec(**change)
 
