@@ -65,7 +65,7 @@ class Mixture:
     def class_logits(self, x, abar=1.0):
         "log p(x_t, y), (N, C): the exact classifier's logits."
         joint = self.log_joint(x, abar)
-        return torch.stack([joint[:, self.labels == y].logsumexp(1) for y in range(self.classes)], 1)
+        return torch.stack([joint.index_select(1, (self.labels == y).nonzero()[:, 0]).logsumexp(1) for y in range(self.classes)], 1)
 
     def posterior_mean(self, x, abar):
         r, gain = self.log_joint(x, abar).softmax(1), abar**0.5 * self.std**2 / self.variances(abar)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM
-from gradcheck.guidance import Guidance, at_x0_hat, at_x0_hat_stopped, gradient_of, logit
+from gradcheck.guidance import Guidance, at_x0_hat, at_x0_hat_stopped, gradient_of, guided_steps, logit
 from gradcheck.mixture import (ExactClassifier, ExactDenoiser, Mixture, gradient_at, guided_points, interleaved_ring, nonrobust_guidance, robust_guidance,
                                sliced_wasserstein)
 from gradcheck.stabilizers import Adam
@@ -119,6 +119,8 @@ def test_each_point_has_its_scale():
     run = lambda scales: guided_points(RING, DIFFUSION, guidance, x_T, torch.tensor(scales), generator(1), steps=5)
     mixed, half, none = run([0.5] * 6 + [0.0] * 6), run([0.5] * 12), run([0.0] * 12)
     assert torch.equal(mixed, torch.cat([half[:6], none[6:]])) and not torch.equal(half, none)
+    *_, step = guided_steps(DIFFUSION, ExactDenoiser(RING, DIFFUSION), replace(guidance, scale=0.5), x_T.view(-1, 2, 1, 1), generator(1), 5)
+    assert torch.allclose(half, step.x_prev.flatten(1), atol=1e-12)
     free = guided_points(RING, DIFFUSION, robust_guidance(RING, 1), x_T, torch.zeros(12), generator(1), steps=5)
     assert torch.equal(none, free)
 
