@@ -9,6 +9,7 @@ from gradcheck.reproduce import check_parameters
 
 TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
 SMALL = {   # tutorial -> parameters of the small run
+    "the_truth_in_two_dimensions": dict(count=60, repeats=2, steps=12, smallest=-4, largest=-1, cloud=300, times=[350, 50]),
 }
 
 
