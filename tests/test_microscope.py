@@ -9,7 +9,7 @@ from test_guidance import Logits, Net
 from gradcheck.core import UserError, image_generators
 from gradcheck.ddpm import DDPM
 from gradcheck.gradients import (Lens, Memory, cosine, cosine_between, low_frequencies, low_frequency_share, magnify, masked_share, microscope, noisy_paths, norm, sensitivity, snr)
-from gradcheck.guidance import MicroBatch
+from gradcheck.guidance import MicroBatch, predict
 from gradcheck.stabilizers import make_stabilizer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -174,17 +174,30 @@ def test_a_linear_classifier_under_the_microscope(world):
     assert np.allclose(rows["S_l"], torch.cat(known), rtol=1e-3)
 
 
+@pytest.mark.parametrize("where", ["x_t", "x0_hat", "x0_hat_stopped"])
+def test_a_lens_shows_what_its_classifier_says_of_what_it_sees(world, where):
+    lenses, _, x0, target, _, _ = world
+    classifier, x_t = lenses["robust"].classifier, 3 * x0
+    sight = Lens(classifier, where).look(DDPM(), Net(), x_t, 100, target, MicroBatch(2))
+    x0_hat = predict(DDPM(), Net(), x_t, 100)
+    assert torch.equal(sight.logits, classifier(x_t if where == "x_t" else x0_hat.clamp(-1, 1))) and torch.allclose(sight.x0_raw, x0_hat)
+    assert (x0_hat.abs() > 1).any()                                          # the clip matters
+
+
 def test_a_stabilised_lens_has_a_state_per_path(world):
     lenses, _, x0, target, _, look = world
-    table, steps, outputs = look(), [], []
-    adam = make_stabilizer("adam")
+    table, steps, outputs, sensitivities = look(), [], [], []
+    adam, beside = make_stabilizer("adam"), make_stabilizer("adam")
     for t, x_t in noisy_paths(DDPM(), x0, image_generators(1, range(5)), 8, 3):
         gradients = torch.stack([lenses["robust"].look(DDPM(), Net(), x_t[:, k], t, target, MicroBatch()).gradient for k in range(3)], 1)
         outputs.append(adam(gradients.flatten(0, 1)).unflatten(0, (5, 3)))
         steps.append(snr(outputs[-1]))
+        near = DDPM().q_sample(x0, t - 1, DDPM().eps_from(x_t[:, 0], t, x0))
+        neighbour = beside(lenses["robust"].look(DDPM(), Net(), near, max(t - 1, 0), target, MicroBatch()).gradient)
+        sensitivities.append(norm(outputs[-1][:, 0] - neighbour) / norm(x_t[:, 0] - near))
     rows = table.query("lens == 'adam'")
     assert np.allclose(rows["snr"], torch.cat(steps), rtol=1e-3) and np.allclose(rows["norm"], torch.cat([norm(o[:, 0]) for o in outputs]).float(), rtol=1e-4)
-    assert np.allclose(rows["S_l"], table.query("lens == 'robust'")["S_l"]) and not np.allclose(rows["S_g"], table.query("lens == 'robust'")["S_g"])
+    assert np.allclose(rows["S_l"], table.query("lens == 'robust'")["S_l"]) and np.allclose(rows["S_g"], torch.cat(sensitivities).float(), rtol=2e-3)
 
 
 def test_a_row_does_not_depend_on_the_batch_or_the_other_lenses(world):
