@@ -169,11 +169,22 @@ class SportBalls(ImageData):
         "Images (N, 3, canvas, canvas), float32 in [-1, 1], and labels (N,), int64, of the positions `i`."
         f = self.factors(i)
         canvases = np.full((len(f["x"]), self.canvas, self.canvas, 3), 255, np.uint8)
-        for n, k in np.ndindex(f["x"].shape):
-            label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
-            paste(canvases[n, y:y + size, x:x + size], self.rotations(label, size)[angle])
+        for window, ball in self.placed(f): paste(canvases[window], ball)
         images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)     # channels last in memory
         return images, torch.from_numpy(self.labels(f["label"]))
+
+    def masks(self, i):
+        "Where the balls of the positions `i` are, as far as their soft edges reach: bool (N, canvas, canvas)."
+        f = self.factors(i)
+        masks = np.zeros((len(f["x"]), self.canvas, self.canvas), bool)
+        for window, ball in self.placed(f): masks[window] |= ball[..., 3] > 0
+        return torch.from_numpy(masks)
+
+    def placed(self, f):
+        "Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture (s, s, 4), uint8."
+        for n, k in np.ndindex(f["x"].shape):
+            label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
+            yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
 
     @property
     def label_names(self):

@@ -49,6 +49,24 @@ def test_only_the_ball_is_painted():
     assert images.min() >= -1 and images.max() <= 1
 
 
+@pytest.mark.parametrize("balls", [1, 3])
+def test_a_mask_is_where_the_picture_is_not_white(balls):
+    data = SportBalls(balls=balls)
+    masks, images = data.masks(range(50)), data.batch(range(50))[0]
+    assert masks.dtype == torch.bool and torch.equal(masks, (images < 1).any(1)) and torch.equal(data.masks([13])[0], masks[13])
+    discs = np.pi / 4 * (data.factors(range(50))["size"] + 1) ** 2          # and half a pixel around them
+    assert np.allclose(masks.sum((1, 2)), discs[:, 0], rtol=0.15) if balls == 1 else (masks.sum((1, 2)).numpy() <= 1.15 * discs.sum(1)).all()
+
+
+def test_a_white_sprite_has_a_mask(tmp_path):
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:, 32:] = 255                                                    # the right half of the square: white, and there
+    for name in "ab": Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    data = SportBalls(sprites=tmp_path)
+    f, masks = data.factors(range(50)), data.masks(range(50))
+    assert (data.batch(range(50))[0] == 1).all() and np.allclose(masks.sum((1, 2)), f["size"][:, 0] ** 2 / 2, rtol=0.35)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_rotations_are_rotations(name):
     turned = render_rotations(draw_ball(name), 26).astype(int)
