@@ -14,7 +14,7 @@ from typing import Optional
 from .core import UserError, choose, located
 from .models import classifier_card, denoiser_card, has_start
 from .scales import PROBE
-from .scores import Real
+from .sources import Real
 from .specs import RunSpec
 from .training import Recipe
 from .unet import LAPTOP, PAPER, UNetConfig
