@@ -20,7 +20,6 @@ from .core import project_root
 from .metrics import FID, find_balls, inception_features, judge_features, load_inception, picture_statistics, precision_recall
 from .models import open_classifier
 from .runs import images_to_uint8, uint8_to_images
-from .sources import Real
 from .sportballs import SportBalls
 
 # %% ../nbs/11_scores.ipynb #6ad5b943
