@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'ENERGY_WANTED', 'EQUAL', 'TRIES', 'PAUSE', 'control', 'Controls', 'Worker', 'Screen',
-           'shared_controls', 'badge', 'Face', 'Explorer', 'explore']
+           'shared_controls', 'column', 'Face', 'Explorer', 'explore']
 
 # %% ../nbs/14_explorer.ipynb #f90f8f64
 import threading
@@ -17,16 +17,16 @@ import ipywidgets as widgets
 from .core import UserError, project_root
 from .display import COPY, STYLE_SHEET, screen
 from .experiments import ROLES, VARIANTS, preset_for, spec_for
-from .guidance import TILE, WHERE
+from .guidance import WHERE
 from .models import class_names, classifier_card, denoiser_card
 from .runs import pick_device
 from .stabilizers import STABILIZERS
-from .trajectories import COLORS, INPUTS, Trajectory, before, code_of, length, record, save_run
+from .trajectories import COLORS, INPUTS, Trajectory, before, code_of, length, record
 
 # %% ../nbs/14_explorer.ipynb #6dd93e44
 STEPS, IMAGES, ENERGY_WANTED = 50, 8, 40.0
 EQUAL = {"robust": {"unguided": 0.0, "plain": 140.0, "x0_hat": 6.2, "adam": 0.142, "both": 0.085},
-         "nonrobust": {"unguided": 0.0, "plain": 2.0, "x0_hat": 4.2, "adam": 0.0419, "both": 0.09}}
+         "nonrobust": {"unguided": 0.0, "plain": 2.0, "x0_hat": 4.6, "adam": 0.0419, "both": 0.09}}
 TRIES = {   # name -> (what to look for, role and variant of A, and of B)
     "1. What goes wrong: robust | non-robust": ("Both classifiers look at the noisy image and push equally hard. Whose guidance keeps its direction from step to step (cosine)? Whose judge agrees in the end?", ("robust", "plain"), ("nonrobust", "plain")),
     "2. What repairs it: plain | x̂₀ + ADAM": ("One classifier that never saw noise, twice: plain, and with the paper's two techniques. Compare the guidance maps: which of them draws a ball?", ("nonrobust", "plain"), ("nonrobust", "both")),
@@ -49,11 +49,11 @@ class Controls(widgets.VBox):
         self.where = control(widgets.Dropdown, "where", "what the classifier sees", options=[(INPUTS.get(w, w), w) for w in WHERE])
         self.stabilizer = control(widgets.Dropdown, "stabilizer", options=[*STABILIZERS, *stabilizers])
         self.scale = control(widgets.FloatText, "scale", "guidance scale s", value=1.0)
-        for w in (self.classifier, self.where, self.stabilizer): w.observe(self._follow, "value")
+        for w in (self.classifier, self.where, self.stabilizer): w.observe(lambda _: self._follow(), "value")
         super().__init__([self.classifier, self.target, self.where, self.stabilizer, self.scale])
         self._follow()
 
-    def _follow(self, change=None):
+    def _follow(self):
         variant = {pair: v for v, pair in VARIANTS.items()}.get((self.where.value, self.stabilizer.value))
         self.scale.value = (self.preset.scales or {}).get(self.classifier.value, {}).get(variant, self.scale.value)
 
@@ -114,18 +114,17 @@ class Screen(widgets.VBox):
             if self.first: self.pictures.value = screen(self.trajectories, self.first, min(self.step.value, length(self.trajectories)) - 1, min(self.image.value, len(self.first.x_t)) - 1)
 
 # %% ../nbs/14_explorer.ipynb #3be4b887
-PAUSE = 0.15      # seconds between two drawings, at least: the browser has other things to do
-
 def shared_controls(preset):
     "name -> widget of what A and B have in common; steps, seed and count are fields of `RunSpec`."
     T = denoiser_card(preset.denoiser).get("diffusion", {}).get("T", 400)
     return dict(steps=control(widgets.BoundedIntText, "steps", f"at most T = {T}", value=min(STEPS, T), min=1, max=T), seed=control(widgets.IntText, "seed", "of x_T and of the noise of every step", value=0),
-                count=control(widgets.BoundedIntText, "images", "curves are means over them", value=IMAGES, min=1, max=TILE),
+                count=control(widgets.BoundedIntText, "images", "curves are means over them", value=IMAGES, min=1, max=IMAGES),
                 energy=control(widgets.FloatText, "energy", "that Equal energy aims at", value=round(ENERGY_WANTED * preset.energy_unit, 1)),
                 both=control(widgets.Checkbox, "A | B", "two settings side by side", value=True))
 
-def badge(label, color): return widgets.HTML(f"<b class='gc-badge' style='background:{color}'>{label}</b>")
+def column(label, color, *controls): return widgets.VBox([widgets.HTML(f"<b class='gc-badge' style='background:{color}'>{label}</b>"), *controls])
 
+# %% ../nbs/14_explorer.ipynb #0227e499
 class Face(widgets.VBox):
     "What the explorer looks like, and what its controls say; `acts` are the functions of its buttons, by name."
     def __init__(self, preset, stabilizers, acts):
@@ -138,7 +137,7 @@ class Face(widgets.VBox):
         self.tries.observe(lambda _: self.follow(), "value")
         self.shared["both"].observe(lambda _: self.fold(), "value")
         self.follow()
-        self.columns = [widgets.VBox([badge(label, color), controls]) for (label, controls), color in zip(self.settings.items(), COLORS)] + [widgets.VBox([badge("both", "#666"), *self.shared.values()])]
+        self.columns = [*(column(label, color, controls) for (label, controls), color in zip(self.settings.items(), COLORS)), column("both", "#666", *self.shared.values())]
         wrap = dict(flex_flow="row wrap", align_items="center")
         super().__init__([widgets.HTML(STYLE_SHEET), self.tries, self.hint, widgets.HBox(self.columns, layout=dict(flex_flow="row wrap")), widgets.HBox([*self.buttons.values(), self.progress], layout=wrap), self.status, self.screen])
         self.add_class("gc-explorer")
@@ -165,6 +164,8 @@ class Face(widgets.VBox):
         return {label: self.settings[label].spec(**shared) for label in ("AB" if self.shared["both"].value else "A")}
 
 # %% ../nbs/14_explorer.ipynb #1cf3fbba
+PAUSE = 0.15      # seconds between two drawings, at least: the browser has other things to do
+
 class Explorer(Face):
     "The explorer of a preset: a widget that samples, stops, makes energies equal, and saves into the folder `out`."
     def __init__(self, preset, stabilizers=(), device="cpu", out="results/explorer"):
@@ -174,28 +175,27 @@ class Explorer(Face):
         self.rest("This is the noise that sampling starts from. Press Sample.")
 
     def rest(self, sentence):
+        "Say what has happened, and wait for the next button."
         self.say(sentence)
         self.ready(True)
 
-    def sample(self):
-        try: specs = self.specs()
-        except UserError as e: return self.rest(str(e))
-        self.worker.start(lambda stop: self._sample(specs, stop))
+    def sample(self): self.worker.start(self._sample)
+    def save(self): self.worker.start(self._save)
 
-    def _sample(self, specs, stop):
-        steps, started, drawn = self.shared["steps"].value, time.monotonic(), 0.0
+    def _sample(self, stop):
+        specs, started, drawn = self.specs(), time.monotonic(), 0.0
+        steps = specs["A"].steps
         self.screen.show(specs, self.device)
         self.progress.value, self.progress.max = 0, steps
         self.ready(False)
         for trajectories in record(specs, stop, self.device):
-            n, self.progress.value = length(trajectories), length(trajectories)
-            if time.monotonic() - drawn > PAUSE or n == steps:
-                self.say(f"Step {n} of {steps}")
+            self.progress.value = length(trajectories)
+            if time.monotonic() - drawn > PAUSE:
+                self.say(f"Step {self.progress.value} of {steps}")
                 self.screen.advance(trajectories)
                 drawn = time.monotonic()
-        self.screen.draw()
-        n = length(self.screen.trajectories)
-        self.rest(f"{'Done' if n == steps else 'Stopped'} after {n} of {steps} steps and {time.monotonic() - started:.1f} s. Drag the slider to look back.")
+        self.screen.advance(trajectories if self.progress.value else self.screen.trajectories)
+        self.rest(f"{'Done' if self.progress.value == steps else 'Stopped'} after {self.progress.value} of {steps} steps and {time.monotonic() - started:.1f} s. Drag the slider to look back.")
 
     def equalise(self):
         "Scales at which the settings on the screen would inject the wanted energy, if it were proportional to the scale."
@@ -204,23 +204,17 @@ class Explorer(Face):
             if energy > 0: self.settings[label].scale.value = float(f"{t.spec.scale * self.shared['energy'].value / energy:.3g}")
         self.say("The scales are set so that both would push equally hard, to first order. Press Sample; press again if the energies still differ.")
 
-    def save(self): self.worker.start(self._save)
-
     def _save(self, stop):
-        from gradcheck.animation import animation, save_picture      # matplotlib takes a second; the explorer starts without it
-        trajectories, image = self.screen.trajectories, self.screen.image.value - 1
-        n, k = length(trajectories), max(self.screen.step.value, 1)
-        folder = project_root() / self.out / "-".join([*(t.spec.key[:8] for t in trajectories.values()), f"{n}steps"])
+        from gradcheck.animation import save_all      # matplotlib takes a second; the explorer starts without it
+        def progress(done, of):
+            if stop(): raise UserError(f"Stopped; there is no film in {folder}")
+            self.progress.value, self.progress.max = done, of
+        trajectories = self.screen.trajectories
+        folder = project_root() / self.out / "-".join([*(t.spec.key[:8] for t in trajectories.values()), f"{length(trajectories)}steps"])
         self.ready(False)
         self.say("Saving …")
-        save_run(trajectories, folder)
-        save_picture(trajectories, folder / f"step_{k}.png", k - 1, image)
-        self.progress.value, self.progress.max = 0, n
-        def progress(done, of):
-            if stop(): raise UserError(f"Stopped; all but the film is in {folder}")
-            self.progress.value = n * done // of
-        animation(trajectories, folder / "film.gif", image, progress=progress)
-        self.rest(f"Saved step_{k}.png, film.gif, run.safetensors and run.json (settings, code) in {folder}")
+        paths = save_all(trajectories, folder, max(self.screen.step.value, 1) - 1, self.screen.image.value - 1, progress)
+        self.rest(f"Saved {', '.join(p.name for p in paths)} in {folder}")
 
 # %% ../nbs/14_explorer.ipynb #12663549
 def explore(preset="laptop", stabilizers=(), device="auto", out="results/explorer", **models):
