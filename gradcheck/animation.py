@@ -93,7 +93,7 @@ def animation(trajectories, path, image=0, difference=True, frames=50, seconds=6
     for i, k in enumerate(shown):
         pictures.append(board.at(k))
         progress(i + 1, len(shown))
-    palette = Image.fromarray(np.concatenate(pictures[::max(len(pictures) // 5, 1)] + pictures[-1:])).quantize(colors)
+    palette = Image.fromarray(np.concatenate(pictures[::max(len(pictures) // 5, 1)] + pictures[-1:])).quantize(colors, Image.Quantize.FASTOCTREE)
     pictures = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     buffer = io.BytesIO()
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], loop=0, duration=[round(1000 * seconds / len(shown))] * (len(shown) - 1) + [2000])

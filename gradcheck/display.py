@@ -55,7 +55,7 @@ def board(trajectories, first, k, image):
     told = [facts(label, color, t, k, image) for color, (label, t) in zip(COLORS, trajectories.items())]
     told += [f"<div class='gc-facts'><b class='gc-badge gc-grey'>{' − '.join(reversed(rows_names))}</b> same noise, so all that differs is guidance; red: more, blue: less</div>" for rows_names in [list(frames)] if len(frames) == 2]
     cells = "".join(text + "".join(picture(p, f"{label}, {name}") for name, p in zip(("x_t", "x0-hat", "guidance map"), row)) for text, (label, row) in zip(told, rows.items()))
-    heads = "".join(f"<span class='gc-head'>{h}</span>" for h in ("", f"x<sub>t</sub>, t = {frames[next(iter(frames))].t}", "x̂<sub>0</sub>", "guidance map" if k < 0 or any(f.peak > 0 for f in frames.values()) else "no guidance here"))
+    heads = "".join(f"<span class='gc-head'>{h}</span>" for h in ("", f"x<sub>t</sub>, t = {frames[next(iter(frames))].t}", "x̂<sub>0</sub>", "guidance map" if k < 0 or any(f.peak > 0 for f in frames.values()) else "no guidance"))
     return f"<div class='gc-board'>{heads}{cells}</div>"
 
 def strip(trajectories, first, k, image):
