@@ -81,7 +81,7 @@ def screen(trajectories, first, k, image):
     "All that is drawn at frame `k` as HTML; `first` is the frame before the first step, shown where k is -1."
     return f"<div class='gc-screen'>{board(trajectories, first, k, image)}<div class='gc-charts'>{curves(trajectories, k)}</div></div>{strip(trajectories, first, k, image)}"
 
-COPY = ("<button class='jupyter-button widget-button' style='width: 120px' onclick=\"const pre = this.parentElement.querySelector('pre'), done = () => { this.textContent = 'Copied' }, select = () => getSelection().selectAllChildren(pre); "
+COPY = ("<button class='jupyter-button widget-button' style='width: 120px' onclick=\"const pre = this.parentElement.querySelector('pre'), done = () => { this.textContent = 'Copied'; setTimeout(() => { this.textContent = 'Copy as code' }, 3000) }, select = () => getSelection().selectAllChildren(pre); "
         "navigator.clipboard ? navigator.clipboard.writeText(pre.textContent).then(done, select) : (select(), document.execCommand('copy') && done())\">Copy as code</button>")      # selects, where the browser does not let it copy
 
 STYLE_SHEET = """<style>
@@ -100,6 +100,6 @@ div.gc-head { text-align: left; margin-top: 8px; }
 .gc-chart { width: 100%; height: auto; display: block; } .gc-chart text { fill: var(--jp-ui-font-color1, #222); font-size: 11px; font-family: var(--jp-ui-font-family, sans-serif); }
 .gc-chart .gc-title { font-size: 12.5px; font-weight: 600; } .gc-grid { stroke: var(--jp-border-color1, #bbb); stroke-width: 0.7; fill: none; } .gc-now { stroke: var(--jp-ui-font-color2, #666); stroke-width: 1; stroke-dasharray: 2 3; fill: none; }
 .gc-curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; } .gc-dashed { stroke-dasharray: 4 4; stroke-width: 1.8; }
-.gc-code pre { user-select: text; overflow-x: auto; background: var(--jp-layout-color2, #eee) !important; color: var(--jp-ui-font-color1, #222); padding: 8px 10px !important; border-radius: 4px; font: 12px/1.45 var(--jp-code-font-family, monospace); }
+.gc-code pre { white-space: pre !important; user-select: text; overflow-x: auto; background: var(--jp-layout-color2, #eee) !important; color: var(--jp-ui-font-color1, #222); padding: 8px 10px !important; border-radius: 4px; font: 12px/1.45 var(--jp-code-font-family, monospace); }
 .gc-help { max-width: 78em; } .gc-help h3 { margin: 0 0 4px; }
 </style>"""

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from gradcheck.ddpm import DDPM
+
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
 ARTIFACTS = ROOT / "results" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PATIENCE = 60_000      # ms; the test waits for things to happen, it does not say how fast
+PATIENCE = 120_000      # ms; the test waits for things to happen, it does not say how fast
 STEPS = int(os.environ.get("EXPLORER_STEPS", 8))      # of the run that is awaited
 
 
@@ -52,11 +54,11 @@ def page():
     with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         try:
-            context = chromium.new_context(viewport=dict(width=1280, height=1000), permissions=["clipboard-read", "clipboard-write"])
+            context = chromium.new_context(viewport=dict(width=1280, height=1420), permissions=["clipboard-read", "clipboard-write"])
             context.set_default_timeout(PATIENCE)
             page = context.new_page()
             yield page
-            photograph(page, "end")
+            photograph(page, "end")      # where the test ended, be it well or not
         finally: chromium.close()
 
 
@@ -115,14 +117,19 @@ def test_a_person_explores(lab, page, record_property):
     seconds["longest silence of the page while sampling"] = page.evaluate("gap") / 1000
     assert curve.get_attribute("d").count("L") == STEPS - 2                              # no cosine for the first step
     assert page.evaluate("document.querySelector('.gc-screen').scrollWidth <= document.querySelector('.gc-screen').clientWidth + 1")
-    photograph(page, "light")
 
-    # scrub with the keyboard
+    # scrub with the keyboard: to the noise, to the third step, to where it was
     handle, last = ui.locator(".noUi-handle").first, pictures.nth(1).get_attribute("src")
+    def shows(t): page.wait_for_function("t => document.querySelector('.gc-board').innerText.includes(`t = ${t}`)", arg=t)
     handle.focus()
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_function("src => document.querySelectorAll('.gc-board img')[1].src !== src", arg=last)
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Home")
+    page.wait_for_function("src => document.querySelectorAll('.gc-board img')[0].src === src", arg=noise)
+    for _ in range(3): page.keyboard.press("ArrowRight")
+    times = [t for t, _ in DDPM().timesteps(STEPS)]
+    shows(times[2])
+    photograph(page, "light")
+    for _ in range(STEPS - 3): page.keyboard.press("ArrowRight")
+    shows(times[-1])
     page.wait_for_function("src => document.querySelectorAll('.gc-board img')[1].src === src", arg=last)
 
     # the code, in the clipboard; the files
@@ -158,7 +165,6 @@ def test_a_person_explores(lab, page, record_property):
     assert 2 < reached < 200
     page.wait_for_timeout(1500)
     assert int(status.inner_text().split()[2]) == reached and ui.get_by_role("button", name="Stop").is_disabled()
-    photograph(page, "stopped")
 
     assert complaints == []
     for name, value in seconds.items(): record_property(name, round(value, 2))
