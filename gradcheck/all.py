@@ -10,7 +10,7 @@ from .core import *
 from .images import ImageData, ImageFolder
 from .sportballs import *
 from .celeba import CelebA
-from .sources import open_data
+from .sources import Real, open_data
 from .ddpm import *
 from .unet import *
 from .classifiers import *

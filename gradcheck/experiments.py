@@ -16,7 +16,7 @@ from .core import UserError, choose, located
 from .ddpm import DDPM
 from .models import classifier_card, denoiser_card, has_start
 from .scales import PROBE
-from .scores import Real
+from .sources import Real
 from .specs import RunSpec
 from .stabilizers import make_stabilizer
 from .training import Recipe

@@ -7,12 +7,10 @@ __all__ = ['STABILIZERS', 'Stabilizer', 'Adam', 'EMA', 'UnitNorm', 'make_stabili
 
 # %% ../nbs/05_stabilizers.ipynb #c67ce72d
 import hashlib
-import inspect
 from dataclasses import dataclass
-from pathlib import Path
 
 from .core import UserError, choose
-from .sources import call_function, is_function
+from .sources import call_function, file_of, is_function
 
 # %% ../nbs/05_stabilizers.ipynb #8eb73e67
 class Stabilizer:
@@ -86,4 +84,4 @@ def make_stabilizer(name):
 
 def stabilizer_digest(name):
     "SHA-256 of the file that defines a stabilizer of yours, so that a changed one is computed anew; None for ours."
-    return hashlib.sha256(Path(inspect.getsourcefile(type(make_stabilizer(name)))).read_bytes()).hexdigest() if is_function(name) else None
+    return hashlib.sha256(file_of(name).read_bytes()).hexdigest() if is_function(name) else None

@@ -10,7 +10,8 @@ from gradcheck.evaluation import Effect, paired_effect
 from gradcheck.experiments import get_preset, spec_for
 from gradcheck.metrics import FID, draws_with_replacement, judge_features, resampled_fid
 from gradcheck.runs import RunResult, models, uint8_to_images
-from gradcheck.scores import Real, references
+from gradcheck.scores import references
+from gradcheck.sources import Real
 from gradcheck.tables import as_html, as_latex, as_markdown, clear_best, resampled
 
 IMAGES = 64
