@@ -93,6 +93,7 @@ CLASSIFIER = """
 import torch
 from torch import nn
 def make(classes=3): return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes))
+def make_two(): return make(2)
 def binary(): return make(1)
 def fixed_size(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
