@@ -90,6 +90,7 @@ def train(what, data, preset="laptop", out="data/train", device="cpu", resume=Fa
     if minutes and resume and (out / "checkpoint.safetensors").is_file(): recipe = Recipe(**read_meta(out / "checkpoint.safetensors")["identity"]["recipe"])
     elif minutes: recipe = shortened(recipe, seconds_per_step(model, loss, data, recipe, device), minutes)
     identity = dict(task=what, preset=preset.name) | dict(identity)
+    if recipe.steps < preset.recipes[what].steps: identity |= dict(shortened_from=preset.recipes[what].steps)
     trainer = Trainer(model, loss, data, recipe, out, device, resume, on_checkpoint=sample_grid if what == "ddpm" else None, identity=identity | data.identity)
     model = trainer.run().cpu()
     card = training_card(trainer, model, what, data) | identity | dict(command=command)

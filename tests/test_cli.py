@@ -60,6 +60,13 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "finite" in result.stderr
 
 
+def test_stopped_by_hand(cli, monkeypatch):
+    def stop(name): raise KeyboardInterrupt
+    monkeypatch.setattr("gradcheck.cli.load_weights", stop)
+    code, _, err = cli("info")
+    assert code == 130 and err.startswith("gradcheck: stopped; finished chunks") and err.count("\n") == 1
+
+
 def test_unwritable_output(cli, tmp_path, own_cache):
     (tmp_path / "file").write_text("in the way")
     code, _, err = cli("sample", "--steps", "3", "--count", "1", "--out", tmp_path / "file" / "x")
