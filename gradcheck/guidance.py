@@ -85,8 +85,8 @@ def fill_tiles(n, device="cpu", tile=TILE):
 
 # %% ../nbs/06_guidance.ipynb #6f128d00
 def out_of_memory(error):
-    "Is this torch saying that memory ran out, on a GPU or a CPU?"
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
+    "Is this torch saying that memory ran out, on a GPU or a CPU? oneDNN, which does convolutions on a CPU, says it in words of its own."
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in ("DefaultCPUAllocator", "CUDA out of memory", "could not create a primitive"))
 
 class MicroBatch:
     "How many images go through the networks together, filled up to multiples of `tile`. Where memory runs out, it is halved for good, and says so."
