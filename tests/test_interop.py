@@ -143,6 +143,15 @@ def test_pipelines_that_cannot_be_used_are_refused_with_the_reason(what, message
     with pytest.raises(UserError, match=message): load_pipeline(folder)
 
 
+@pytest.mark.parametrize("what, message", [("no unet", "has no folder unet/"), ("pickle", "which can run code"), ("scheduler", "unknown scheduler 'PNDMScheduler'"), (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)")])
+def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, cli, own_cache):
+    folder = make_pipeline(tmp_path / "pipeline")
+    damaged(folder, what)
+    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    code, _, err = cli("sample", "--denoiser", folder, "--classifier", f"{tmp_path}/mine.py:make", "--target", "0" if what else "3", "--steps", "2", "--count", "1", "--out", tmp_path / "out")
+    assert code == 2 and message in err and err.startswith("gradcheck: ") and err.count("\n") == 1 and not list(own_cache.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("name, message", [
     ("mine.py:nothing", "cannot be imported"), ("nowhere:make", "cannot be imported"), ("mine.py:text", "is a str"), ("mine.py:broken", "on purpose"), ("mine.py:lazy", "lazy layers"), ("mine.py:fixed_size", r"images of shape \(3, 64, 64\)")])
 def test_functions_that_are_no_classifier(name, message, tmp_path):
