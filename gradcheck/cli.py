@@ -184,7 +184,8 @@ ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Cl
 def main():
     "The console script: exit 0, 2 on bad input (one sentence, no traceback), 130 when stopped by hand."
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())       # MODULE:FUNCTION is looked for here
-    try: app(standalone_mode=False)
+    try:
+        if app(standalone_mode=False) == 130: raise KeyboardInterrupt         # newer typers return it
     except UserError as e: sys.exit(_say(str(e), 2))
     except (KeyboardInterrupt, typer.Abort): sys.exit(_say("stopped; finished chunks and the last checkpoint are kept: run the same command again to go on (train: with --resume).", 130))
     except ClickException as e: sys.exit(_say(" ".join(e.format_message().split()), 2))

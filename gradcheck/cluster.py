@@ -56,7 +56,7 @@ class Dask:
         self.machine, self.cluster = machine, None
         if address == "local": self.cluster = LocalCluster(n_workers=workers or os.cpu_count(), threads_per_worker=1, dashboard_address=None)
         try: self.client = Client(self.cluster or address, timeout=patience)
-        except (OSError, TimeoutError, ValueError) as e: raise UserError(f"no Dask scheduler answered at {address!r} within {patience} s; start one (dask scheduler), or use --dask local.") from e
+        except (OSError, TimeoutError, ValueError, MemoryError) as e: raise UserError(f"no Dask scheduler answered at {address!r} within {patience} s; start one (dask scheduler), or use --dask local.") from e
 
     def __enter__(self): return self
     def __exit__(self, *error): self.close()

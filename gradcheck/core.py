@@ -81,7 +81,9 @@ def randn(shape, generator, device="cpu"):
     "Standard normal noise (float32) of `shape` (N, ...) from one generator, or from a list with one generator per image."
     if isinstance(generator, torch.Generator): return torch.randn(shape, generator=generator, device=generator.device).to(device)
     if len(generator) != shape[0]: raise UserError(f"{len(generator)} generators were given for {shape[0]} images; give one per image.")
-    return torch.stack([torch.randn(shape[1:], generator=g) for g in generator]).to(device)
+    noise = torch.empty(shape)
+    for image, g in zip(noise, generator): image.normal_(generator=g)
+    return noise.to(device)
 
 # %% ../nbs/00_core.ipynb #ac8a7bbd
 def row_linear(x, weight, bias):

@@ -90,13 +90,13 @@ class Interval:
 TILE = 16
 
 def fill_tiles(n, device="cpu", tile=TILE):
-    "Indices that repeat n images up to the next multiple of `tile`."
-    return torch.arange(-(-n // tile) * tile, device=device) % n
+    "Indices that repeat n images up to the next multiple of `tile`; where they are one already, all of them, without a copy."
+    return torch.arange(-(-n // tile) * tile, device=device) % n if n % tile else slice(None)
 
 # %% ../nbs/06_guidance.ipynb #6f128d00
 def out_of_memory(error):
-    "Is this torch saying that memory ran out, on a GPU or a CPU?"
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
+    "Is this torch saying that memory ran out, on a GPU or a CPU? oneDNN, which does convolutions on a CPU, says it in words of its own."
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in ("DefaultCPUAllocator", "CUDA out of memory", "could not create a primitive"))
 
 class MicroBatch:
     "How many images go through the networks together, filled up to multiples of `tile`. Where memory runs out, it is halved for good, and says so."
@@ -116,14 +116,14 @@ class MicroBatch:
         tqdm.write(f"gradcheck: memory ran out; from here on {self.size} images go through the networks together.", file=sys.stderr)
 
     def map(self, n, work):
-        "`work(part)` for slices `part` that cover range(n); a list."
+        "`work(part)`, a list of tensors, for slices `part` that cover range(n), joined; one part is not copied."
         results, done = [], 0
         while done < n:
             part = slice(done, min(done + self.size, n))
             result = self.attempt(work, part)
             if result is None: self.halve()
             else: results.append(result); done = part.stop
-        return results
+        return results[0] if len(results) == 1 else [torch.cat(parts) for parts in zip(*results)]
 
 # %% ../nbs/06_guidance.ipynb #94b38a3a
 @dataclass
@@ -155,7 +155,7 @@ class Guidance:
             n, full = len(x), fill_tiles(len(x), x.device, micro_batch.tile)
             outputs = where(ddpm, denoiser, x[full], t, lambda image: self.objective(self.classifier(image), y[full]))
             return [out[:n].to(x_t.dtype) for out in outputs]                # the state's precision, whatever the networks'
-        return [torch.cat(p) for p in zip(*micro_batch.map(len(x_t), work))]
+        return micro_batch.map(len(x_t), work)
 
     def stabilise(self, gradient, t):
         "The gradient after the stabilizer; where the scale is off, zero, and the stabilizer's state stays as it is."
@@ -197,6 +197,7 @@ class NonFiniteGradient(UserError, ArithmeticError):
     "A guidance gradient is NaN or infinite: guidance cannot go on."
 
 def check_finite(gradient, t, guidance):
+    if gradient.sum().isfinite(): return                                     # one pass; a sum that overflows is looked into
     bad = (~gradient.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad: raise NonFiniteGradient(f"the guidance gradient is not finite at time step {t} for image {bad[0]} of the batch ({guidance.where.__name__}, "
                                     f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier.")

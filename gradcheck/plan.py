@@ -47,8 +47,8 @@ def needed_runs(figure, preset, cache, **changes):
     def scales(spec, energies):
         energy = ENERGY * p.energy_unit
         if there(probe_specs([spec])) and there(pilot_specs(with_scale(spec, energy))): return matched_scales(spec, energies, energy)
-        if spec.scale == PROBE: there(pilot_specs(spec))                                       # their number is known, their scales are not
-        return [spec.scale * e / energy for e in energies]
+        if spec.scale == PROBE: there(pilot_specs(replace(spec, scale=1.0)))                   # their number is known, their scales are not
+        return [3 * spec.scale * e / energy for e in energies]                                 # guesses, unlike the pilots'
 
     specs = figure_specs(figure, p, scales=scales, **changes)
     return [(spec, TILE) for spec in pilots] + [(spec, p.chunk) for spec in specs.values()]

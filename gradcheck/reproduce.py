@@ -8,6 +8,7 @@ __all__ = ['SPEC_PARAMETERS', 'PRESET_PARAMETERS', 'WITH_DATA', 'WITH_ADAM', 'OW
            'claims_text', 'reproduce', 'described', 'inline', 'write_page']
 
 # %% ../nbs/13_reproduce.ipynb #6c43fd7e
+import ast
 import base64
 import io
 import json
@@ -15,16 +16,16 @@ import logging
 import os
 import time
 import warnings
+from importlib.util import find_spec
 
 import pandas as pd
-import papermill as pm
 from jinja2 import Environment
-from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from .core import UserError, choose, make_folder, project_root, write_bytes
 from .experiments import get_preset, preset_for, spec_for
 from .figures import FIGURES, figure_runs, figure_specs
+from .runs import cache_folder
 
 # %% ../nbs/13_reproduce.ipynb #44aae9fb
 def notebook_of(figure):
@@ -37,7 +38,7 @@ def check_parameters(path, given):
     "`UserError` unless the notebook has exactly one `parameters` cell that knows every name in `given`."
     cells = [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", ())]
     if len(cells) != 1: raise UserError(f"{str(path)!r} has {len(cells)} cells tagged 'parameters'; it needs exactly one.")
-    known = list(pm.inspect_notebook(str(path)))
+    known = [node.targets[0].id for node in ast.parse("".join(cells[0]["source"])).body if isinstance(node, ast.Assign)]
     for name in given: choose("parameter", name, known)
 
 # %% ../nbs/13_reproduce.ipynb #397a945c
@@ -49,6 +50,7 @@ OWN = ("figure_1", "figure_2", "figure_3", "figure_5", "table_1")               
 
 def execute(figure, folder, parameters):
     "Execute one figure notebook by papermill into `folder`; the notebook's own `UserError` comes out as one."
+    from papermill import PapermillExecutionError, execute_notebook
     logging.getLogger("papermill").setLevel(logging.ERROR)
     source, target = notebook_of(figure), folder / f"{figure}.ipynb"
     unfinished = folder / f".{figure}.{os.getpid()}.ipynb"               # two reproductions may write to one folder
@@ -57,7 +59,7 @@ def execute(figure, folder, parameters):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pm.execute_notebook(str(source), str(unfinished), parameters, kernel_name="python3", language="python", cwd=str(source.parent),
+            execute_notebook(str(source), str(unfinished), parameters, kernel_name="python3", language="python", cwd=str(source.parent),
                                 progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as e:
         raise UserError(f"{figure}: {e.evalue if e.ename == 'UserError' else f'{e.ename}: {e.evalue}'} (see {target})") from None
@@ -108,13 +110,15 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
     parameters = parameters or {}
     figures, p, changes = checked(figures, preset, seed, parameters)
     root = project_root() / out                                         # an absolute `out` stands for itself
-    folder = make_folder(root / p.name)
+    folder, executable = make_folder(root / p.name), find_spec("papermill") is not None
     for figure in figures:
         started = time.time()
         figure_runs(figure, p, engine, **changes)
-        execute(figure, folder, dict(preset=preset, seed=seed, out=str(root)) | parameters)
-        note_seconds(folder / f"{figure}.json", time.time() - started)
-        report(f"{figure}: {folder / figure}.png ({time.time() - started:.0f} s)")
+        if executable:
+            execute(figure, folder, dict(preset=preset, seed=seed, out=str(root)) | parameters)
+            note_seconds(folder / f"{figure}.json", time.time() - started)
+        report(f"{figure}: {f'{folder / figure}.png' if executable else f'its runs are in {cache_folder()}'} ({time.time() - started:.0f} s)")
+    if not executable: return report("papermill is not installed here, so no notebook was executed: with this cache and these weights, the same command makes the figures where it is.")
     if "claims" in figures: report("\n" + claims_text(pd.read_csv(folder / "claims.csv", keep_default_na=False)))
     page = write_page(folder)
     report(f"page: {page}")

@@ -18,7 +18,7 @@ import torch
 
 from .checkpoints import save_weights
 from .classifiers import MobileNetV3Small
-from .core import choose, image_generators
+from .core import UserError, choose, image_generators
 from .ddpm import DDPM, GaussianStart
 from .evaluation import accuracy_by_t
 from .experiments import get_preset
@@ -84,12 +84,14 @@ def shortened(recipe, seconds, minutes):
 def train(what, data, preset="laptop", out="data/train", device="cpu", resume=False, minutes=None, largest=None, identity=(), command=""):
     """Train a model (\"ddpm\" or a classifier kind) on `data` by a preset's recipe, write weights and card (and a denoiser's start) into `out`; returns the card.
 
-    `minutes` shortens the recipe, `largest` (bytes) splits the weights into files. Raises `UserError` as `Trainer` does."""
+    `minutes` shortens the recipe, `largest` (bytes) splits the weights into files. Raises `UserError` as `Trainer` does, and for minutes that are none."""
+    if minutes is not None and not 0 < minutes < float("inf"): raise UserError(f"{minutes:g} minutes of training were given; give a number above 0.")
     preset, out = get_preset(preset), Path(out)
     model, loss, recipe = training_task(preset, what, classes=len(data.label_names), size=data.canvas)
     if minutes and resume and (out / "checkpoint.safetensors").is_file(): recipe = Recipe(**read_meta(out / "checkpoint.safetensors")["identity"]["recipe"])
     elif minutes: recipe = shortened(recipe, seconds_per_step(model, loss, data, recipe, device), minutes)
     identity = dict(task=what, preset=preset.name) | dict(identity)
+    if recipe.steps < preset.recipes[what].steps: identity |= dict(shortened_from=preset.recipes[what].steps)
     trainer = Trainer(model, loss, data, recipe, out, device, resume, on_checkpoint=sample_grid if what == "ddpm" else None, identity=identity | data.identity)
     model = trainer.run().cpu()
     card = training_card(trainer, model, what, data) | identity | dict(command=command)

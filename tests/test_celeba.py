@@ -21,19 +21,22 @@ N = 25
 def value(i, k): return (i * 7 + k * 3) % 5 < 2
 
 
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "celeba"
+def paint(folder, n=N):
+    "`n` pictures with their attributes and splits (3/5, 1/5, 1/5) in the official layout; returns the folder."
     (folder / "img_align_celeba").mkdir(parents=True)
-    names = [f"{i + 1:06d}.jpg" for i in range(N)]
+    names = [f"{i + 1:06d}.jpg" for i in range(n)]
     for i, name in enumerate(names):
-        pixels = np.full((218, 178, 3), (10 * i, 128, 255 - 10 * i), np.uint8)
+        pixels = np.full((218, 178, 3), (10 * i % 256, 128, (255 - 10 * i) % 256), np.uint8)
         pixels[:20] = pixels[-20:] = 0                                     # cut away by the central square
         Image.fromarray(pixels).save(folder / "img_align_celeba" / name, quality=95)
-    lines = [str(N), " ".join(ATTRIBUTES)] + [f"{name} " + " ".join("1" if value(i, k) else "-1" for k in range(40)) for i, name in enumerate(names)]
+    lines = [str(n), " ".join(ATTRIBUTES)] + [f"{name} " + " ".join("1" if value(i, k) else "-1" for k in range(40)) for i, name in enumerate(names)]
     (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
-    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {0 if i < 15 else 1 if i < 20 else 2}\n" for i, name in enumerate(names)))
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {0 if i < 3 * n // 5 else 1 if i < 4 * n // 5 else 2}\n" for i, name in enumerate(names)))
     return folder
+
+
+@pytest.fixture
+def root(tmp_path): return paint(tmp_path / "celeba")
 
 
 def read(root, **kwargs): return CelebA(root, **dict(cache=root.parent / "cache") | kwargs)

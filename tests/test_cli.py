@@ -45,6 +45,15 @@ from gradcheck.specs import RunSpec
     (("train", "classifier", "--kind", "robot"), "Did you mean 'robust'?"),
     (("train", "ddpm", "--dataset", "sportsball"), "Did you mean 'sportballs'?"),
     (("train", "ddpm", "--draws", "coupeld"), "Did you mean 'coupled'?"),
+    (("train", "ddpm", "--minutes", "0"), "above 0"),
+    (("train", "ddpm", "--minutes", "-1"), "above 0"),
+    (("train", "ddpm", "--minutes", "nan"), "above 0"),
+    (("train", "ddpm", "--largest", "lots"), "write it as 8GB"),
+    (("train", "ddpm", "--device", "cuda:99"), "use --device cpu"),
+    (("evaluate", "--device", "cuda:99"), "use --device cpu"),
+    (("reproduce", "figure_1", "--plan", "--device", "cuda:99"), "use --device cpu"),
+    (("export", "laptop/robust"), "UNet is needed"),
+    (("export", "nowhere"), "no weights"),
     (("train", "ddpm", "--sprites", "/nowhere"), "no sprites in '/nowhere'"),
     (("tarin",), "No such command"),
 ])
@@ -58,6 +67,13 @@ def test_bad_input_is_one_sentence_and_exit_2(cli, args, message, own_cache):
 def test_no_traceback_from_a_fresh_process(tmp_path):
     result = subprocess.run([str(Path(sys.executable).parent / "gradcheck"), "sample", "--scale", "nan"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "finite" in result.stderr
+
+
+def test_stopped_by_hand(cli, monkeypatch):
+    def stop(name): raise KeyboardInterrupt
+    monkeypatch.setattr("gradcheck.cli.load_weights", stop)
+    code, _, err = cli("info")
+    assert code == 130 and err.startswith("gradcheck: stopped; finished chunks") and err.count("\n") == 1
 
 
 def test_unwritable_output(cli, tmp_path, own_cache):

@@ -8,7 +8,7 @@ from conftest import generator
 from gradcheck.core import UserError, image_generators, randn
 from gradcheck.ddpm import DDIM, DDPM, Ancestral
 from gradcheck.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
-from gradcheck.guidance import (OBJECTIVES, MicroBatch, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, guided_steps, predict, sample)
+from gradcheck.guidance import (OBJECTIVES, MicroBatch, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, check_finite, guided_steps, predict, sample)
 from gradcheck.stabilizers import STABILIZERS, Adam, make_stabilizer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -256,6 +256,13 @@ def test_outside_an_interval_no_gradient_is_computed():
     inside = [s for s in steps if 300 >= s.t >= 100]
     assert Counting.calls == len(inside) > 0
     assert all((s.gradient == 0).all() == (s not in inside) for s in steps)
+
+
+def test_finite_gradients_whose_sum_is_not_pass():
+    guidance, huge = Guidance(Logits(), 0), torch.full((2, 3, 2, 2), 3e38)
+    assert not huge.sum().isfinite() and check_finite(huge, 5, guidance) is None
+    huge[1, 0, 0, 0], huge[1, 0, 0, 1] = float("inf"), -float("inf")
+    with pytest.raises(NonFiniteGradient, match="time step 5 for image 1 "): check_finite(huge, 5, guidance)
 
 
 def test_non_finite_gradient_names_step_image_and_setting():

@@ -93,6 +93,7 @@ CLASSIFIER = """
 import torch
 from torch import nn
 def make(classes=3): return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes))
+def make_two(): return make(2)
 def binary(): return make(1)
 def fixed_size(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
@@ -140,6 +141,15 @@ def test_pipelines_that_cannot_be_used_are_refused_with_the_reason(what, message
     folder = make_pipeline(tmp_path / "pipeline")
     damaged(folder, what)
     with pytest.raises(UserError, match=message): load_pipeline(folder)
+
+
+@pytest.mark.parametrize("what, message", [("no unet", "has no folder unet/"), ("pickle", "which can run code"), ("scheduler", "unknown scheduler 'PNDMScheduler'"), (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)")])
+def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, cli, own_cache):
+    folder = make_pipeline(tmp_path / "pipeline")
+    damaged(folder, what)
+    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    code, _, err = cli("sample", "--denoiser", folder, "--classifier", f"{tmp_path}/mine.py:make", "--target", "0" if what else "3", "--steps", "2", "--count", "1", "--out", tmp_path / "out")
+    assert code == 2 and message in err and err.startswith("gradcheck: ") and err.count("\n") == 1 and not list(own_cache.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name, message", [

@@ -1,16 +1,21 @@
 """Where a run is computed must not change what it is: micro-batches, memory that runs out, checkpointing, mixed precision, workers of a Dask cluster that die."""
+import json
 import os
+import shlex
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from gradcheck.checkpoints import load_classifier
-from gradcheck.core import UserError
+from gradcheck.core import UserError, project_root
 from gradcheck.ddpm import DDPM
-from gradcheck.experiments import spec_for
+from gradcheck.experiments import PRESETS, get_preset, spec_for
 from gradcheck.guidance import WHERE, Autocast, Guidance, MicroBatch, freeze, guided_steps
 from gradcheck.memory import LiveBytes, parse_bytes, resident_bytes, step_bytes
 from gradcheck.models import in_memory
@@ -18,6 +23,7 @@ from gradcheck.runs import Local, Machine, chunk_path, chunks_of, compute, image
 from gradcheck.sportballs import SportBalls
 from gradcheck.tasks import training_task
 from gradcheck.training import Trainer
+from gradcheck.unet import UNetConfig
 
 SPEC = spec_for("laptop", "nonrobust", "x0_hat", steps=6, count=20)
 
@@ -53,6 +59,14 @@ def test_out_of_memory_halves_the_micro_batch_goes_on_and_says_so_once(capsys):
 def test_other_errors_are_not_taken_for_memory():
     def broken(part): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="shapes"): MicroBatch().map(3, broken)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), RuntimeError("could not create a primitive")], ids=str)
+def test_memory_that_runs_out_in_several_words(error, capsys):
+    def scarce(part):
+        if part.stop - part.start > 2: raise error
+        return [torch.arange(5)[part]]
+    assert MicroBatch(4).map(5, scarce)[0].tolist() == [0, 1, 2, 3, 4] and capsys.readouterr().err.count("memory ran out") == 1
 
 
 def test_live_bytes_of_known_work():
@@ -114,6 +128,49 @@ def test_one_step_of_each_path_at_the_paper_scale(tmp_path):
     for where in WHERE.values():
         step = next(guided_steps(DDPM(), denoiser, Guidance(classifier, 0, where=where), images, torch.Generator().manual_seed(0), micro_batch=MicroBatch(2, tile=2)))
         assert step.x_prev.isfinite().all() and step.gradient.dtype == torch.float32
+
+
+# --- the paper preset, in miniature -----------------------------------------------------------
+@pytest.fixture
+def miniature(tmp_path, monkeypatch):
+    "The paper preset as it is but for its sizes, in a folder of its own; returns the folder."
+    p = get_preset("paper")
+    tiny = replace(p, steps=2, count=4, chunk=8, unet=UNetConfig(patch=4, widths=(16, 16), attention=(False, True), layers=1, groups=4),
+                   recipes={name: replace(r, steps=2, batch_size=4, warmup=1) for name, r in p.recipes.items()})
+    monkeypatch.setitem(PRESETS, "paper", tiny)
+    monkeypatch.setattr("gradcheck.reproduce.project_root", lambda root=project_root(): root)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_plan_of_the_paper_preset_before_its_weights_are_there(miniature, cli, own_cache):
+    code, out, err = cli("reproduce", "figure_1", "figure_2", "table_1", "--preset", "paper", "--plan", "--device", "cpu")
+    assert code == 0, err
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:5]}
+    # figure 1: two plain runs of 4, and the probe and four pilots of 16 images each; figure 2: three more settings; table 1: robust ones, no guidance, and every run at 50,176
+    assert [rows["figure_1"][k] for k in (1, 2, 3)] == ["12", "0", f"{2 * (2 * 4 + 10 * 16):,}"]
+    assert [rows["figure_2"][k] for k in (1, 2, 3)] == ["18", "0", f"{2 * (3 * 4 + 15 * 16):,}"]
+    assert int(rows["table_1"][3].replace(",", "")) > 2 * 9 * 49 * 1024 - 2 * 8 * 8 and rows["all"][2] == "0"
+    assert all(float(rows[name][4].replace(",", "")) >= 0 and rows[name][5] in ("min", "h") for name in rows) and "Estimated from a few measured steps" in out
+    assert not own_cache.exists() and not list(miniature.rglob("*.safetensors"))
+
+
+def test_make_paper_is_one_call_that_trains_evaluates_and_computes_the_figures(miniature, cli, monkeypatch, own_cache):
+    "Every command of `make paper`, as make expands it, on a machine without papermill."
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    monkeypatch.setattr("gradcheck.tasks.FIT_IMAGES", 100)
+    monkeypatch.setattr("gradcheck.tasks.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models})
+    lines = subprocess.run(["make", "-s", "-C", str(Path(__file__).parent.parent), "paper", f"GPU_PYTHON={sys.executable}", "GRADCHECK=echo"], capture_output=True, text=True, check=True).stdout.splitlines()
+    commands = [shlex.split(line) for line in lines if not line.startswith("make")]
+    assert [c[0] for c in commands] == ["train"] * 4 + ["evaluate", "reproduce"] and commands[-1][1:4] == ["figure_1", "figure_2", "figure_3"]
+    for command in commands:
+        code, out, err = cli(*command, *(["--images", "16"] if command[0] == "evaluate" else []))
+        assert code == 0, err
+    assert json.loads(Path("data/paper/ddpm/ddpm.json").read_text())["recipe"]["precision"] == "float16" and Path("data/paper/evaluation/samples.png").is_file()
+    assert out.count("its runs are in") == 3 and "the same command makes the figures" in out
+    kept = {p: p.stat().st_mtime_ns for p in own_cache.rglob("*.safetensors")}
+    assert len(kept) > 6 * 6 and cli(*commands[-1])[0] == 0                                    # called again: all is there
+    assert kept == {p: p.stat().st_mtime_ns for p in own_cache.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize("text, n", [("8GB", 8e9), ("1.5 GiB", 1.5 * 2**30), ("500mb", 5e8), ("123", 123)])
@@ -180,3 +237,16 @@ def test_an_address_that_does_not_answer(tmp_path):
     with pytest.raises(UserError, match="no Dask scheduler answered at 'tcp://127.0.0.1:9' within 5 s"): Dask("tcp://127.0.0.1:9")
     assert time.monotonic() - started < 8
     with pytest.raises(UserError, match="no Dask scheduler"): Dask("nonsense address")
+
+
+def test_an_address_where_something_else_answers():
+    "A web server's words are read as the length of a message."
+    import socket
+
+    from gradcheck.cluster import Dask
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def answer():
+            connection, _ = server.accept()
+            with connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UserError, match="no Dask scheduler answered"): Dask(f"tcp://127.0.0.1:{server.getsockname()[1]}")

@@ -4,14 +4,18 @@ import json
 import pandas as pd
 import pytest
 from PIL import Image
+from test_celeba import paint
 from test_interop import CLASSIFIER, make_pipeline
 
+from gradcheck.checkpoints import save_weights
 from gradcheck.core import UserError
 from gradcheck.experiments import DEFAULT_MODE, get_preset, in_mode, parse_mode, preset_for, spec_for
 from gradcheck.figures import FIGURES, figure_specs
 from gradcheck.images import ImageFolder
 from gradcheck.scales import PROBE
 from gradcheck.sources import open_data
+from gradcheck.training import seeded
+from gradcheck.unet import UNet, UNetConfig
 
 pytest.importorskip("diffusers")
 
@@ -43,6 +47,25 @@ def test_figures_and_table_for_models_of_ones_own(mine, cli, monkeypatch):
     assert all(r["denoiser"].endswith("pipeline") and r["judge"] == r["classifier"] and r["start"] == "standard" and r["T"] == 50 and r["scale"] > 0 for r in sidecar["runs"].values())
     page = (folder / "index.html").read_text()
     assert "models of your own" in page and "the guide judges itself" in page
+
+
+def test_figures_and_table_on_celeba(tmp_path, cli):
+    "Painted pictures in the official layout, a denoiser for 16 x 16 with its card, a classifier with two logits: the classes are the attribute's."
+    paint(tmp_path / "celeba", 120)
+    with seeded(0): net = UNet(UNetConfig(size=16, widths=(8, 16), attention=(False, True), layers=1, groups=4, head_dim=4, prediction="sample"))
+    save_weights(net, tmp_path / "tiny.safetensors", dict(diffusion=dict(T=50, clip=True)))
+    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    models = ("--denoiser", tmp_path / "tiny.safetensors", "--classifier", f"{tmp_path}/mine.py:make_two", "--data", f"celeba:{tmp_path}/celeba:Male")
+    code, out, err = cli("reproduce", "figure_1", "figure_5", "table_1", "--preset", "smoke", *models, "-p", "target=1", "--out", tmp_path / "out")
+    assert code == 0, err
+    folder = tmp_path / "out" / "own"
+    assert all((folder / f"{name}.png").is_file() and (folder / f"{name}.csv").is_file() for name in ("figure_1", "figure_5", "table_1")) and "index.html" in out
+    table, runs = pd.read_csv(folder / "table_1.csv"), json.loads((folder / "table_1.json").read_text())["runs"]
+    assert {(r["T"], r["target"], r["objective"]) for r in runs.values()} == {(50, 1, "log_probability")} and table["FID (judge), target"].notna().all()
+    code, _, err = cli("reproduce", "figure_1", *models, "-p", "target=2", "--out", tmp_path / "out")
+    assert code == 2 and "target class 2 was given; the classes are 0 (0), 1 (1)" in err
+    code, _, err = cli("reproduce", "table_1", *models[:4], "--data", f"celeba:{tmp_path}/celeba:Mal", "--out", tmp_path / "out")
+    assert code == 2 and "Did you mean 'Male'?" in err
 
 
 @pytest.mark.parametrize("args, message", [

@@ -13,7 +13,7 @@ from gradcheck.checkpoints import load_classifier, load_denoiser, load_weights, 
 from gradcheck.classifiers import MobileNetV3Small
 from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM
-from gradcheck.tasks import training_task
+from gradcheck.tasks import seconds_per_step, training_task
 from gradcheck.sportballs import SportBalls
 from gradcheck.training import Recipe, Trainer, denoising_loss, read_meta, seeded
 from gradcheck.unet import UNet, UNetConfig
@@ -71,6 +71,41 @@ t = trainer(Path({str(tmp_path / 'killed')!r}), steps=200, resume=True); t.every
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
     trainer(tmp_path / "whole", steps=200).run()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+# --- within so many minutes -------------------------------------------------------------------------------------------------
+def spoken(out): return {k: v for k, v in json.loads((out / "robust.json").read_text()).items() if k not in ("command", "seconds")}
+
+
+def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypatch):
+    train = ("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out")
+    monkeypatch.setattr("gradcheck.tasks.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models})
+    monkeypatch.setattr("gradcheck.tasks.seconds_per_step", lambda *args: 10.0)
+    assert cli(*train, tmp_path / "whole", "--minutes", "0.5")[0] == 0                        # 30 s at 10 s a step
+    card = spoken(tmp_path / "whole")
+    assert (card["steps"], card["recipe"]["steps"], card["shortened_from"], card["recipe"]["warmup"]) == (3, 3, 4, 1) and load_classifier(str(tmp_path / "whole" / "robust.safetensors"))
+    assert cli(*train, tmp_path / "long", "--minutes", "60")[0] == 0                          # never longer than the recipe
+    assert spoken(tmp_path / "long")["steps"] == 4 and "shortened_from" not in spoken(tmp_path / "long")
+
+    step, begun = Trainer.train_step, []
+    def stopped(trainer, *batch):
+        if trainer.step == 2: trainer.save(); raise KeyboardInterrupt
+        return step(trainer, *batch)
+    monkeypatch.setattr(Trainer, "train_step", stopped)
+    assert cli(*train, tmp_path / "parts", "--minutes", "0.5")[0] == 130 and not (tmp_path / "parts" / "robust.safetensors").exists()
+    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr("gradcheck.tasks.seconds_per_step", lambda *args: begun.append(1))    # the time of the first call counts: nothing is measured again
+    assert cli(*train, tmp_path / "parts", "--minutes", "0.5", "--resume")[0] == 0 and not begun
+    assert spoken(tmp_path / "parts") == spoken(tmp_path / "whole")                           # its digest too
+
+
+def test_minutes_as_they_are_measured(tmp_path, cli):
+    assert cli("train", "ddpm", "--preset", "smoke", "--minutes", "0.0001", "--out", tmp_path)[0] == 0
+    card = json.loads((tmp_path / "ddpm.json").read_text())
+    assert card["steps"] == 1 == card["recipe"]["warmup"] and card["shortened_from"] == 4 and (tmp_path / "start.safetensors").is_file()
+    model, loss, recipe = training_task("smoke", "ddpm")
+    before, seconds = {k: v.clone() for k, v in model.state_dict().items()}, seconds_per_step(model, loss, SportBalls(), recipe, "cpu", steps=2)
+    assert 0 < seconds < 60 and all(torch.equal(before[k], v) for k, v in model.state_dict().items())        # measured on a copy
 
 
 def test_log_and_learning_rate(tmp_path):
