@@ -9,6 +9,7 @@ from gradcheck.reproduce import check_parameters
 
 TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
 SMALL = {   # tutorial -> parameters of the small run
+    "gradient_microscope": dict(count=2, steps=6, repeats=2, lag=2, unclipped=2, out=None),
 }
 
 
