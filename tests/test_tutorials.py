@@ -12,6 +12,7 @@ SMALL = {   # tutorial -> parameters of the small run
     "guide_your_own_model": dict(steps=2, count=2, updates=2, preset="smoke"),
     "paper_vs_corrected": dict(preset="smoke", steps=2, count=2, resamples=3),
     "the_truth_in_two_dimensions": dict(count=60, repeats=2, steps=12, smallest=-4, largest=-1, cloud=300, times=[350, 50]),
+    "gradient_microscope": dict(count=2, steps=6, repeats=2, lag=2, unclipped=2, out=None),
 }
 
 
