@@ -34,7 +34,7 @@ class Halved(Stabilizer):
 def make(): return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 4))
 '''
 SMALL = [   # the same commands at the smallest size: one figure where they make all, few steps, few pictures
-    (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_2 "), (r"reproduce table_1_appendix", "reproduce figure_2"), (r"figure_1 figure_2 figure_3\b", "figure_1"),
+    (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_3 "), (r"reproduce table_1_appendix", "reproduce figure_3"), (r"^(gradcheck reproduce .*)", r"\1 -p steps=3"),
     (r"--preset (laptop|paper)", "--preset smoke"), (r"preset laptop$", "preset smoke"), (r"^(gradcheck reproduce (?!.*--preset).*)", r"\1 --preset smoke"), (r"--steps \d+", "--steps 3"), (r"--count \d+", "--count 2"),
     (r"^gradcheck evaluate", "gradcheck evaluate --count 4 --images 20 --preset smoke"),
     (r"^(gradcheck sample (?!.*--steps).*)", r"\1 --steps 3"), (r"^(gradcheck sample (?!.*--count).*)", r"\1 --count 2"), (r"--resume", ""), (r" THIS_ADDRESS", " local"),
@@ -47,8 +47,9 @@ def shrunk(command):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    "A checkout with what the README's capital letters stand for."
+def workplace(tmp_path, monkeypatch, own_cache, tmp_path_factory):
+    "A checkout, and a cache that all commands share."
+    monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path_factory.getbasetemp().parent / "readme"))
     for name in ("settings.ini", "nbs", "Makefile"): (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "mine.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
