@@ -47,17 +47,18 @@ class Controls(widgets.VBox):
         self.classifier = control(widgets.Dropdown, "classifier", options=[(ROLES[r][0], r) for r in roles])
         self.target = control(widgets.Dropdown, "target", options=[(n, i) for i, n in enumerate(names)], value=min(2, len(names) - 1))
         self.where = control(widgets.Dropdown, "where", "what the classifier sees", options=[(INPUTS.get(w, w), w) for w in WHERE])
-        self.stabilizer = control(widgets.Dropdown, "stabilizer", options=[*STABILIZERS, *stabilizers])
+        self.stabilizer = control(widgets.Dropdown, "stabilizer", options=[(s.rpartition(":")[2], s) for s in (*STABILIZERS, *stabilizers)])
         self.scale = control(widgets.FloatText, "scale", "guidance scale s", value=1.0)
         for w in (self.classifier, self.where, self.stabilizer): w.observe(lambda _: self._follow(), "value")
         super().__init__([self.classifier, self.target, self.where, self.stabilizer, self.scale])
         self._follow()
 
     def _follow(self):
-        variant = {pair: v for v, pair in VARIANTS.items()}.get((self.where.value, self.stabilizer.value))
+        chosen = dict(where=self.where.value) | ({} if self.stabilizer.value == "none" else dict(stabilizer=self.stabilizer.value))
+        variant = next((v for v, fields in VARIANTS.items() if fields == chosen), None)
         self.scale.value = (self.preset.scales or {}).get(self.classifier.value, {}).get(variant, self.scale.value)
 
-    def choose(self, role, variant): self.classifier.value, (self.where.value, self.stabilizer.value) = role, VARIANTS[variant]
+    def choose(self, role, variant): self.classifier.value, (self.where.value, self.stabilizer.value) = role, [VARIANTS[variant].get(k, "none") for k in ("where", "stabilizer")]
 
     def spec(self, **shared):
         return spec_for(self.preset, self.classifier.value, "plain", target=self.target.value, where=self.where.value, stabilizer=self.stabilizer.value, scale=self.scale.value, **shared)

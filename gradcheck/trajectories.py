@@ -122,7 +122,7 @@ def png(picture):
 
 # %% ../nbs/13_trajectories.ipynb #ec594389
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#7B3FA0")      # of the settings, in their order: Okabe and Ito's blue and vermilion first
-INPUTS = {"x_t": "xₜ", "x0_hat": "x̂₀", "x0_hat_stopped": "x̂₀ (stopped)", "unguided": "unguided"}
+INPUTS = {"x_t": "xₜ", "x0_hat": "x̂₀", "x0_hat_stopped": "x̂₀ (stopped)", "x_t_smooth": "xₜ (averaged)", "x0_hat_smooth": "x̂₀ (averaged)", "unguided": "unguided"}
 
 def words(spec):
     "A setting in a line."
