@@ -35,7 +35,7 @@ def make(): return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten()
 '''
 SMALL = [   # the same commands at the smallest size: one figure where they make all, few steps, few pictures
     (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_3 "), (r"reproduce table_1_appendix", "reproduce figure_3"), (r"^(gradcheck reproduce .*)", r"\1 -p steps=3"),
-    (r"--preset (laptop|paper)", "--preset smoke"), (r"preset laptop$", "preset smoke"), (r"^(gradcheck reproduce (?!.*--preset).*)", r"\1 --preset smoke"), (r"--steps \d+", "--steps 3"), (r"--count \d+", "--count 2"),
+    (r"--preset (laptop|paper)", "--preset smoke"), (r"preset laptop$", "preset smoke"), (r"^(gradcheck (?:reproduce|train) (?!.*--preset).*)", r"\1 --preset smoke"), (r"--steps \d+", "--steps 3"), (r"--count \d+", "--count 2"),
     (r"^gradcheck evaluate", "gradcheck evaluate --count 4 --images 20 --preset smoke"),
     (r"^(gradcheck sample (?!.*--steps).*)", r"\1 --steps 3"), (r"^(gradcheck sample (?!.*--count).*)", r"\1 --count 2"), (r"--resume", ""), (r" THIS_ADDRESS", " local"),
 ]
