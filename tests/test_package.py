@@ -59,8 +59,8 @@ DDPM, Guidance, guided_steps
 assert importlib.util.find_spec("nbdev") is None and importlib.util.find_spec("pytest") is None
 assert "site-packages" in gradcheck.__file__
 from gradcheck.checkpoints import load_denoiser, load_classifier, load_start
-load_denoiser("laptop/ddpm"), load_start("laptop/start"), [load_classifier(f"laptop/{k}") for k in ("robust", "nonrobust", "judge")]
+load_denoiser("laptop/ddpm"), load_start("laptop/start"), [load_classifier(f"laptop/{k}") for k in ("robust", "nonrobust", "nonrobust_coupled", "judge")]
 """])
     subprocess.run([str(python), "-c", code], check=True, cwd=tmp_path)
     out = subprocess.run([str(tmp_path / "env" / "bin" / "gradcheck"), "info"], check=True, cwd=tmp_path, capture_output=True, text=True).stdout
-    assert out.count("verified") == 5
+    assert out.count("verified") == 6
