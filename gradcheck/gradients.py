@@ -137,8 +137,8 @@ class Lens:
         guidance = Guidance(self.classifier, target, self.objective, WHERE[choose("where", self.where, WHERE)])
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
         seen = x_t if self.where == "x_t" else ddpm.clip_x0(x0_raw)
-        def logits(part): return self.classifier(seen[part][fill_tiles(len(seen[part]), seen.device, micro_batch.tile)])[:len(seen[part])]
-        with torch.no_grad(): return Sight(x0_raw, gradient, torch.cat(micro_batch.map(len(seen), logits)))
+        def logits(part): return [self.classifier(seen[part][fill_tiles(len(seen[part]), seen.device, micro_batch.tile)])[:len(seen[part])]]
+        with torch.no_grad(): return Sight(x0_raw, gradient, *micro_batch.map(len(seen), logits))
 
 # %% ../nbs/07_gradients.ipynb #3f62a8e1
 class Memory:

@@ -20,7 +20,7 @@ SMALL = {   # tutorial -> parameters of the small run
 def test_a_tutorial_runs_and_shows_pictures(name, tmp_path):
     source = TUTORIALS / f"{name}.ipynb"
     check_parameters(source, SMALL[name])
-    places = {"out": str(tmp_path)} if "out" in pm.inspect_notebook(str(source)) else {}
+    places = {"out": str(tmp_path)} if "out" in set(pm.inspect_notebook(str(source))) - set(SMALL[name]) else {}
     pm.execute_notebook(str(source), str(tmp_path / "out.ipynb"), SMALL[name] | places, kernel_name="python3", language="python", cwd=str(TUTORIALS), progress_bar=False)
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     pictures = [o for c in cells for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
