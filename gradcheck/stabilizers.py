@@ -83,5 +83,5 @@ def make_stabilizer(name):
     return made
 
 def stabilizer_digest(name):
-    "SHA-256 of the file that defines a stabilizer of yours, so that a changed one is computed anew; None for ours."
-    return hashlib.sha256(file_of(name).read_bytes()).hexdigest() if is_function(name) else None
+    "SHA-256 of the class's name and of the file that defines a stabilizer of yours, so that a changed one is computed anew; None for ours."
+    return hashlib.sha256(name.rpartition(":")[2].encode() + b"\n" + file_of(name).read_bytes()).hexdigest() if is_function(name) else None

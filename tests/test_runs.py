@@ -143,6 +143,8 @@ def test_a_stabilizer_of_ones_own(tmp_path):
     before = spec.key
     file.write_text(MINE.format(3))
     assert replace(spec).key != before                                                     # a changed file is a changed setting
+    file.write_text(MINE.format(2) + "class Other(Mine): pass\n")
+    assert replace(spec).key != replace(spec, stabilizer=f"{file}:Other").key               # two classes of one file are two settings
     with pytest.raises(UserError, match="needs reset"): RunSpec(stabilizer=f"{file}:Half")
     p = preset_for("laptop", stabilizer=f"{file}:Mine")
     assert p.name == "laptop-Mine" and p.scales is None and "Mine" in figure_specs("figure_2", p, scales=nominal) and "x̂₀-prediction + Mine" in figure_specs("figure_3", p, scales=nominal)
