@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .core import UserError, write_bytes
-from .plots import STYLE, save_png
+from .pictures import save_png
+from .plots import STYLE
 from .trajectories import COLORS, length, limit_of, lowest, rows_of, save_run, words
 
 # %% ../nbs/14_animation.ipynb #883aebf0

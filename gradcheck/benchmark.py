@@ -25,8 +25,8 @@ from .cluster import Dask
 from .experiments import spec_for
 from .interop import save_pipeline
 from .models import open_denoiser
-from .plots import provenance
 from .runs import Local, run, steps_of
+from .saved import provenance
 from .sportballs import SportBalls
 from .tasks import training_task
 from .training import Trainer, prefetched

@@ -16,11 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .classifiers import MobileNetV3Small, fold_norms
-from .core import UserError, located, write_bytes
+from .classifiers import MobileNetV3Small
+from .core import UserError, located, seeded, write_bytes
 from .ddpm import GaussianStart
-from .guidance import freeze
-from .training import seeded
+from .networks import fold_norms, freeze
 from .unet import UNet, UNetConfig
 
 WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../gradcheck/weights")

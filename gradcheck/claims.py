@@ -18,12 +18,14 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 
-from .evaluation import paired_effect, recognition, resampled_effect
+from .core import pick_device
+from .effects import paired_effect, resampled_effect
+from .evaluation import recognition
 from .experiments import ROLES, Preset, get_preset, spec_for
 from .figures import LABELS, figure_runs
 from .metrics import draws_with_replacement, resampled_fid
 from .models import open_classifier, open_denoiser
-from .runs import pick_device, uint8_to_images
+from .pictures import uint8_to_images
 from .scores import references
 
 # %% ../nbs/13_claims.ipynb #fa5cfc72

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RE', 'HS', 'SMALL', 'KINDS', 'conv_norm', 'SqueezeExcitation', 'InvertedResidual', 'MobileNetV3Small',
-           'class_probabilities', 'fold_norms', 'noise_levels']
+           'class_probabilities', 'noise_levels']
 
 # %% ../nbs/04_classifiers.ipynb #d1793d7b
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .core import RowLinear, UserError, row_linear
 
@@ -74,15 +73,6 @@ def class_probabilities(logits):
     "Probabilities (N, classes) from logits (N, classes), by softmax; from a single logit (N, 1), those of no and yes, by the sigmoid."
     if logits.shape[1] > 1: return logits.softmax(1)
     return torch.cat([(-logits).sigmoid(), logits.sigmoid()], 1)
-
-# %% ../nbs/04_classifiers.ipynb #d8e2acd0
-def fold_norms(model):
-    "Fold batch normalisations into the convolutions before them, and keep in float64 what `row_linear` uses as such; in place (inference only); returns the model."
-    for block in model.modules():
-        if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
-            block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
-        if isinstance(block, (RowLinear, SqueezeExcitation)): block.double()
-    return model
 
 # %% ../nbs/04_classifiers.ipynb #361334c9
 KINDS = ("robust", "nonrobust", "judge")

@@ -61,7 +61,7 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
               plan: bool = typer.Option(False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take")):
     "Regenerate figures from the bundled weights or with models of your own, decide the claims, and make a page that shows them."
     from gradcheck.reproduce import checked, reproduce as run_all
-    from gradcheck.sources import absolute
+    from gradcheck.core import absolute
     models = {k: absolute(v) for k, v in dict(stabilizer=stabilizer, denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data).items() if v}
     params = parse_params(param) | models | ({"mode": mode} if mode else {})
     if not plan:
@@ -80,7 +80,7 @@ def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str 
           root: Optional[Path] = typer.Option(None, help="CelebA: the folder of the official download; folder: that of the classes' folders"), attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index")):
     "Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with --resume."
     from gradcheck.memory import parse_bytes
-    from gradcheck.runs import pick_device
+    from gradcheck.core import pick_device
     from gradcheck.sources import get_dataset
     from gradcheck.tasks import train as train_task
     task = choose("model", what, ["ddpm", "classifier"]) if what != "classifier" else choose("kind", kind, ["robust", "nonrobust", "judge"])
@@ -100,7 +100,8 @@ def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, 
     "Sample one setting: a grid of images (grid.png), its curve of cosines (cosine.png, cosine.csv) and what the judge says (run.json)."
     from gradcheck.evaluation import judge_samples
     from gradcheck.experiments import preset_for, spec_for
-    from gradcheck.plots import cosine_table, figure_bytes, image_grid, plot_cosines, save_png
+    from gradcheck.pictures import image_grid, save_png
+    from gradcheck.plots import cosine_table, figure_bytes, plot_cosines
     from gradcheck.runs import run
     if "." not in classifier and ":" not in classifier: classifier = "laptop/" + choose("classifier", classifier.removeprefix("laptop/"), ["robust", "nonrobust"])
     p = preset_for("laptop", denoiser=denoiser, classifier=classifier, judge=judge) if denoiser else preset_for("laptop")
@@ -136,7 +137,7 @@ def export(denoiser: str = typer.Argument(..., help="bundled weights such as lap
 def evaluate(count: int = typer.Option(256, min=1, help="unguided samples"), images: int = typer.Option(2000, min=1, max=10_000, help="held-out images"), preset: str = "laptop", out: Path = Path("results/evaluation"), device: str = "auto"):
     "Evaluate the bundled weights: accuracy of the classifiers by noise level, and the judge's word on unguided samples."
     from gradcheck.evaluation import accuracy_by_t, judge_samples
-    from gradcheck.plots import image_grid, save_png
+    from gradcheck.pictures import image_grid, save_png
     from gradcheck.experiments import get_preset, spec_for
     from gradcheck.models import open_classifier
     from gradcheck.runs import Local, Machine, run
@@ -168,7 +169,7 @@ def bench(preset: str = "laptop", images: int = typer.Option(64, min=1), threads
 @app.command()
 def info():
     "Bundled weights with their digests, versions, device, and where the cache is."
-    from gradcheck.plots import provenance
+    from gradcheck.saved import provenance
     from gradcheck.runs import cache_folder
     for path in sorted(WEIGHTS.rglob("*.safetensors")):
         name = path.relative_to(WEIGHTS).with_suffix("").as_posix()

@@ -13,10 +13,9 @@ from dataclasses import replace
 from functools import lru_cache
 from uuid import uuid4
 
-from .core import UserError, located
+from .core import UserError, absolute, located
 from .models import is_function
 from .runs import Local, Machine
-from .sources import absolute
 
 # %% ../nbs/12_cluster.ipynb #38819164
 class Reporter:

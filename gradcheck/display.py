@@ -12,7 +12,8 @@ from html import escape
 
 import numpy as np
 
-from .trajectories import COLORS, length, limit_of, lowest, png, rows_of, words
+from .pictures import png
+from .trajectories import COLORS, length, limit_of, lowest, rows_of, words
 
 # %% ../nbs/14_display.ipynb #e3b42c8e
 X, Y, WIDE, HIGH = 34, 22, 330, 118      # the chart's corner and size, in the units of its view box

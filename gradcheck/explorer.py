@@ -14,14 +14,14 @@ from html import escape
 
 import ipywidgets as widgets
 
-from .core import UserError, project_root
+from .core import UserError, pick_device, project_root
 from .display import COPY, STYLE_SHEET, screen
-from .experiments import ROLES, VARIANTS, preset_for, spec_for
+from .experiments import ROLES, preset_for, spec_for
 from .guidance import WHERE
 from .models import class_names, classifier_card, denoiser_card
-from .runs import pick_device
 from .stabilizers import STABILIZERS
 from .trajectories import COLORS, INPUTS, Trajectory, before, code_of, length, record
+from .variants import VARIANTS
 
 # %% ../nbs/14_explorer.ipynb #6dd93e44
 STEPS, IMAGES, ENERGY_WANTED = 50, 8, 40.0

@@ -14,9 +14,11 @@ from functools import partial
 from typing import Callable
 
 from .core import UserError, choose
-from .experiments import COST, ENERGY, ROLES, VARIANTS, as_costly, get_preset, spec_for, stabilizer_label
+from .experiments import ROLES, get_preset, spec_for, stabilizer_label
 from .runs import run_all
-from .scales import PROBE, calibrate, matched_scales
+from .scales import calibrate, matched_scales
+from .specs import PROBE
+from .variants import COST, ENERGY, VARIANTS, as_costly
 
 # %% ../nbs/12_figures.ipynb #89d11cf6
 def at_energy(p, spec, scales): return replace(spec, scale=scales(spec, [ENERGY * p.energy_unit])[0])

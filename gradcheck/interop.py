@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .classifiers import MobileNetV3Small
-from .core import UserError, choose, make_folder, write_bytes
-from .training import seeded
+from .core import UserError, choose, make_folder, seeded, write_bytes
 from .unet import PREDICTIONS
 
 # %% ../nbs/10_interop.ipynb #d18ea956

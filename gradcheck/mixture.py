@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from .core import UserError
-from .guidance import Guidance, MicroBatch, guided_steps
+from .guidance import Guidance, guided_steps
+from .memory import MicroBatch
 from .stabilizers import Stabilizer
 
 # %% ../nbs/08_mixture.ipynb #b291df75

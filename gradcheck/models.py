@@ -16,12 +16,9 @@ import torch
 from torch import nn
 
 from .checkpoints import load_classifier, load_denoiser, load_start, read_card, resolve
-from .classifiers import fold_norms
-from .core import UserError, located
-from .guidance import freeze
+from .core import UserError, call_function, is_function, located, seeded
 from .interop import foreign_card, load_foreign_classifier, load_pipeline, pipeline_card
-from .sources import call_function, is_function
-from .training import seeded
+from .networks import fold_norms, freeze
 
 # %% ../nbs/10_models.ipynb #a8578be8
 @lru_cache(maxsize=8)

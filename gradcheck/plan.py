@@ -17,14 +17,15 @@ import pandas as pd
 import torch
 
 from .checkpoints import load_start, save_weights
-from .core import located
-from .experiments import ENERGY, get_preset
+from .core import located, pick_device, seeded
+from .experiments import get_preset
 from .figures import figure_specs
-from .guidance import TILE
-from .runs import cache_folder, chunk_path, chunks_of, pick_device, steps_of
-from .scales import PROBE, matched_scales, pilot_specs, probe_specs, with_scale
-from .training import seeded
+from .memory import TILE
+from .runs import cache_folder, chunk_path, chunks_of, steps_of
+from .scales import matched_scales, pilot_specs, probe_specs, with_scale
+from .specs import PROBE
 from .unet import UNet
+from .variants import ENERGY
 
 # %% ../nbs/13_plan.ipynb #f0f3521c
 def seconds_per_image_step(spec, images, device, steps=4, patience=8.0):

@@ -17,9 +17,10 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from .core import project_root
-from .metrics import FID, find_balls, inception_features, judge_features, load_inception, picture_statistics, precision_recall
+from .metrics import FID, find_balls, inception_features, judge_features, load_inception, picture_statistics
+from .metrics import precision_recall
 from .models import open_classifier
-from .runs import images_to_uint8, uint8_to_images
+from .pictures import images_to_uint8, uint8_to_images
 from .sportballs import SportBalls
 
 # %% ../nbs/11_scores.ipynb #6ad5b943

@@ -11,7 +11,7 @@ import html
 import numpy as np
 
 from .claims import verdict
-from .evaluation import paired_effect, resampled_effect
+from .effects import paired_effect, resampled_effect
 
 # %% ../nbs/13_tables.ipynb #97c4942f
 def paired(best, other, sign): return paired_effect(sign * best, sign * other)

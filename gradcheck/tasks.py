@@ -18,14 +18,14 @@ import torch
 
 from .checkpoints import save_weights
 from .classifiers import MobileNetV3Small
-from .core import UserError, choose, image_generators
+from .core import UserError, choose, image_generators, read_meta, seeded
 from .ddpm import DDPM, GaussianStart
 from .evaluation import accuracy_by_t
 from .experiments import get_preset
-from .guidance import UNGUIDED, freeze, sample
-from .plots import image_grid, save_png
-from .runs import images_to_uint8
-from .training import Recipe, Trainer, classification_loss, denoising_loss, read_meta, seeded
+from .guidance import UNGUIDED, sample
+from .networks import freeze
+from .pictures import image_grid, images_to_uint8, save_png
+from .training import Recipe, Trainer, classification_loss, denoising_loss
 from .unet import UNet
 
 # %% ../nbs/12_tasks.ipynb #e9c7f92d

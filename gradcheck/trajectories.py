@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['COOL_WARM', 'COLUMNS', 'COLORS', 'INPUTS', 'Frame', 'frames_of', 'before', 'Trajectory', 'lowest', 'length', 'record',
-           'diverging', 'limit_of', 'frame_pictures', 'difference_pictures', 'rows_of', 'png', 'words', 'spec_code',
-           'code_of', 'save_run']
+           'diverging', 'limit_of', 'frame_pictures', 'difference_pictures', 'rows_of', 'words', 'spec_code', 'code_of',
+           'save_run']
 
 # %% ../nbs/13_trajectories.ipynb #c9e81e34
-import io
 import json
 from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save
 
 from .classifiers import class_probabilities
 from .core import UserError, image_generators, write_bytes
 from .experiments import ROLES
 from .gradients import measure
-from .runs import images_to_uint8, judgement, models, start_of, steps_of
+from .pictures import images_to_uint8
+from .runs import judgement, models, start_of, steps_of
 from .specs import RunSpec
 
 # %% ../nbs/13_trajectories.ipynb #a46e1046
@@ -113,12 +112,6 @@ def rows_of(frames, image, limit, difference=True):
     rows = {label: frame_pictures(f, image, limit) for label, f in frames.items()}
     if difference and len(frames) == 2: rows[" − ".join(reversed(frames))] = difference_pictures(*frames.values(), image, limit)
     return rows
-
-def png(picture):
-    "A uint8 picture (H, W, 3) as the bytes of a PNG file."
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
 
 # %% ../nbs/13_trajectories.ipynb #ec594389
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#7B3FA0")      # of the settings, in their order: Okabe and Ito's blue and vermilion first

@@ -7,7 +7,8 @@ from test_claims import evidence
 
 from gradcheck.claims import CLAIMS, decide
 from gradcheck.core import write_bytes
-from gradcheck.reproduce import reproduce, write_page
+from gradcheck.page import write_page
+from gradcheck.reproduce import reproduce
 
 pytestmark = pytest.mark.browser
 ARTIFACTS = Path(__file__).parent.parent / "results" / "screenshots"

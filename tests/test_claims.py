@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from gradcheck.claims import CLAIMS, Claim, Evidence, decide, fid_at, fid_effect, gain_at_equal_probability, target_probability, trade_off, verdict
-from gradcheck.evaluation import Effect, paired_effect
+from gradcheck.effects import Effect, paired_effect
 from gradcheck.experiments import get_preset, spec_for
 from gradcheck.metrics import FID, draws_with_replacement, judge_features, resampled_fid
-from gradcheck.runs import RunResult, models, uint8_to_images
+from gradcheck.pictures import uint8_to_images
+from gradcheck.runs import RunResult, models
 from gradcheck.scores import references
 from gradcheck.sources import Real
 from gradcheck.tables import as_html, as_latex, as_markdown, clear_best, resampled

@@ -4,7 +4,8 @@ import torch
 from conftest import generator
 
 from gradcheck.core import UserError, image_generators, randn
-from gradcheck.ddpm import DDIM, DDPM, Ancestral, GaussianStart
+from gradcheck.ddpm import DDPM, GaussianStart
+from gradcheck.samplers import DDIM, Ancestral
 from gradcheck.sportballs import SportBalls
 
 diffusers = pytest.importorskip("diffusers")

@@ -21,10 +21,12 @@ from gradcheck.core import UserError
 from gradcheck.display import board, chart, curves, path, screen
 from gradcheck.explorer import EQUAL, TRIES, Worker, explore
 from gradcheck.guidance import NonFiniteGradient
-from gradcheck.plots import image_grid
-from gradcheck.runs import images_to_uint8, models, run, steps_of
+from gradcheck.pictures import image_grid
+from gradcheck.pictures import images_to_uint8
+from gradcheck.runs import models, run, steps_of
 from gradcheck.specs import RunSpec
-from gradcheck.trajectories import COOL_WARM, Frame, Trajectory, before, code_of, difference_pictures, diverging, frame_pictures, length, limit_of, png, record, rows_of, save_run, words
+from gradcheck.pictures import png
+from gradcheck.trajectories import COOL_WARM, Frame, Trajectory, before, code_of, difference_pictures, diverging, frame_pictures, length, limit_of, record, rows_of, save_run, words
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 A = RunSpec(where="x_t", scale=2.0, steps=4, count=2, target=2, seed=5)

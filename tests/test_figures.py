@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from gradcheck.figures import FIGURES
-from gradcheck.reproduce import check_parameters, claims_text, reproduce
+from gradcheck.page import claims_text
+from gradcheck.reproduce import check_parameters, reproduce
 from gradcheck.runs import read_chunk
 from gradcheck.specs import RunSpec
 from gradcheck.core import UserError
-from gradcheck.training import read_meta
+from gradcheck.core import read_meta
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs" / "figures").glob("*.ipynb"))

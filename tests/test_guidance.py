@@ -6,9 +6,12 @@ import torch
 from conftest import generator
 
 from gradcheck.core import UserError, image_generators, randn
-from gradcheck.ddpm import DDIM, DDPM, Ancestral
+from gradcheck.ddpm import DDPM
+from gradcheck.samplers import DDIM, Ancestral
 from gradcheck.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
-from gradcheck.guidance import (OBJECTIVES, MicroBatch, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, check_finite, guided_steps, predict, sample)
+from gradcheck.ddpm import predict
+from gradcheck.guidance import OBJECTIVES, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, check_finite, guided_steps, sample
+from gradcheck.memory import MicroBatch
 from gradcheck.stabilizers import STABILIZERS, Adam, make_stabilizer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

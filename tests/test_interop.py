@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from gradcheck.checkpoints import load_denoiser, save_weights
 from gradcheck.classifiers import MobileNetV3Small, class_probabilities
 from gradcheck.core import UserError
-from gradcheck.ddpm import DDPM, Ancestral
+from gradcheck.ddpm import DDPM
+from gradcheck.samplers import Ancestral
 from gradcheck.guidance import UNGUIDED, guided_steps
 from gradcheck.interop import load_pipeline, pipeline_card, save_pipeline
 from gradcheck.models import classifier_card, open_classifier
 from gradcheck.runs import run
 from gradcheck.specs import RunSpec
-from gradcheck.training import seeded
+from gradcheck.core import seeded
 
 diffusers = pytest.importorskip("diffusers")
 NET = dict(sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),

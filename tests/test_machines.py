@@ -16,10 +16,13 @@ from gradcheck.checkpoints import load_classifier
 from gradcheck.core import UserError, project_root
 from gradcheck.ddpm import DDPM
 from gradcheck.experiments import PRESETS, get_preset, spec_for
-from gradcheck.guidance import WHERE, Autocast, Guidance, MicroBatch, freeze, guided_steps
+from gradcheck.guidance import WHERE, Guidance, guided_steps
+from gradcheck.memory import MicroBatch
+from gradcheck.networks import Autocast, freeze
 from gradcheck.memory import LiveBytes, parse_bytes, resident_bytes, step_bytes
 from gradcheck.models import in_memory
-from gradcheck.runs import Local, Machine, chunk_path, chunks_of, compute, images_to_uint8, micro_batch_of, run, run_all
+from gradcheck.pictures import images_to_uint8
+from gradcheck.runs import Local, Machine, chunk_path, chunks_of, compute, micro_batch_of, run, run_all
 from gradcheck.sportballs import SportBalls
 from gradcheck.tasks import training_task
 from gradcheck.training import Trainer

@@ -8,7 +8,8 @@ from scipy.linalg import sqrtm
 from gradcheck.checkpoints import load_classifier
 from gradcheck.core import UserError
 from gradcheck.metrics import FID, draws_with_replacement, find_balls, inception_features, judge_features, load_inception, precision_recall, resampled_fid
-from gradcheck.runs import images_to_uint8, run
+from gradcheck.pictures import images_to_uint8
+from gradcheck.runs import run
 from gradcheck.scores import real_floor, references, score
 from gradcheck.sources import Real
 from gradcheck.specs import RunSpec

@@ -8,8 +8,10 @@ from test_guidance import Logits, Net
 
 from gradcheck.core import UserError, image_generators
 from gradcheck.ddpm import DDPM
-from gradcheck.gradients import (Lens, Memory, cosine, cosine_between, low_frequencies, low_frequency_share, magnify, masked_share, microscope, noisy_paths, norm, sensitivity, snr)
-from gradcheck.guidance import MicroBatch, predict
+from gradcheck.gradients import cosine, norm
+from gradcheck.microscope import Lens, Memory, cosine_between, low_frequencies, low_frequency_share, magnify, masked_share, microscope, noisy_paths, sensitivity, snr
+from gradcheck.ddpm import predict
+from gradcheck.memory import MicroBatch
 from gradcheck.stabilizers import make_stabilizer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

@@ -9,7 +9,7 @@ from conftest import generator
 
 from gradcheck.classifiers import KINDS, MobileNetV3Small, noise_levels
 from gradcheck.core import UserError
-from gradcheck.training import seeded
+from gradcheck.core import seeded
 from gradcheck.unet import LAPTOP, PAPER, UNet, UNetConfig
 
 diffusers = pytest.importorskip("diffusers")

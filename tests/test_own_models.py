@@ -9,12 +9,13 @@ from test_interop import CLASSIFIER, make_pipeline
 
 from gradcheck.checkpoints import save_weights
 from gradcheck.core import UserError
-from gradcheck.experiments import DEFAULT_MODE, get_preset, in_mode, parse_mode, preset_for, spec_for
+from gradcheck.experiments import get_preset, in_mode, preset_for, spec_for
+from gradcheck.quirks import DEFAULT_MODE, parse_mode
 from gradcheck.figures import FIGURES, figure_specs
 from gradcheck.images import ImageFolder
-from gradcheck.scales import PROBE
+from gradcheck.specs import PROBE
 from gradcheck.sources import open_data
-from gradcheck.training import seeded
+from gradcheck.core import seeded
 from gradcheck.unet import UNet, UNetConfig
 
 pytest.importorskip("diffusers")

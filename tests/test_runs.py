@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.experiments import COST, ENERGY, as_costly, cost, get_preset, preset_for, spec_for
+from gradcheck.experiments import get_preset, preset_for, spec_for
+from gradcheck.variants import COST, ENERGY, as_costly, cost
 from gradcheck.figures import FIGURES, figure_runs, figure_specs
 from gradcheck.plan import plan, plan_text
-from gradcheck.runs import cache_folder, chunk_path, chunks_of, images_to_uint8, read_chunk, run, steps_of, uint8_to_images
+from gradcheck.pictures import images_to_uint8, uint8_to_images
+from gradcheck.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
 from gradcheck.scales import PILOTS, interpolate_scales, matched_scales
 from gradcheck.specs import RunSpec, parse_target
 

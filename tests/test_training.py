@@ -15,7 +15,8 @@ from gradcheck.core import UserError
 from gradcheck.ddpm import DDPM
 from gradcheck.tasks import seconds_per_step, training_task
 from gradcheck.sportballs import SportBalls
-from gradcheck.training import Recipe, Trainer, denoising_loss, read_meta, seeded
+from gradcheck.core import read_meta, seeded
+from gradcheck.training import Recipe, Trainer, denoising_loss
 from gradcheck.unet import UNet, UNetConfig
 
 
