@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gradcheck.checkpoints import WEIGHTS
-from gradcheck.runs import run
-from gradcheck.specs import RunSpec
+from gradcheck.models.checkpoints import WEIGHTS
+from gradcheck.runs.runs import run
+from gradcheck.runs.specs import RunSpec
 
 
 @pytest.mark.parametrize("args, message", [

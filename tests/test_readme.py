@@ -26,7 +26,7 @@ def test_ten_lines(tmp_path, monkeypatch, global_rng_untouched):
 
 MODELS = '''
 import torch
-from gradcheck.stabilizers import Stabilizer
+from gradcheck.guidance.stabilizers import Stabilizer
 
 class Halved(Stabilizer):
     def __call__(self, g): return g / 2
@@ -101,4 +101,4 @@ def test_links_lead_somewhere():
 
 
 def test_every_notebook_is_listed():
-    for nb in [*(ROOT / "nbs").glob("[0-9]*.ipynb"), *(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "nbs" / "figures").glob("*.ipynb")]: assert nb.relative_to(ROOT).as_posix() in TEXT, nb.name
+    for nb in [*(ROOT / "nbs").rglob("[0-9]*.ipynb"), *(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "nbs" / "figures").glob("*.ipynb")]: assert nb.relative_to(ROOT).as_posix() in TEXT, nb.name

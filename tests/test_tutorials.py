@@ -5,7 +5,7 @@ from pathlib import Path
 import papermill as pm
 import pytest
 
-from gradcheck.reproduce import check_parameters
+from gradcheck.paper.reproduce import check_parameters
 
 TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
 SMALL = {   # tutorial -> parameters of the small run

@@ -1,0 +1,158 @@
+"""Every figure notebook under papermill with the smoke preset, as a user would call it, and as `gradcheck reproduce` does."""
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from gradcheck.paper.figures import FIGURES
+from gradcheck.paper.page import claims_text
+from gradcheck.paper.reproduce import check_parameters, reproduce
+from gradcheck.runs.runs import read_chunk
+from gradcheck.runs.specs import RunSpec
+from gradcheck.core import UserError
+from gradcheck.core import read_meta
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "nbs" / "figures").glob("*.ipynb"))
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(own_cache, tmp_path_factory, monkeypatch):
+    "One cache for the figures of all workers: they share most of their runs (and a cache must stand being shared)."
+    monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path_factory.getbasetemp().parent / "figures"))
+
+
+def parameter_cells(path): return [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+
+
+def test_there_is_a_notebook_per_figure():
+    assert {n.stem for n in NOTEBOOKS} == set(FIGURES)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
+def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_path):
+    assert len(parameter_cells(notebook)) == 1
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    (tmp_path / "nbs").mkdir()
+    copy = Path(shutil.copy(notebook, tmp_path / "nbs"))
+    subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(copy)], check=True, cwd=tmp_path)
+    assert len(parameter_cells(copy)) == 1 and copy.read_text() == notebook.read_text()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
+def test_papermill_alone(notebook, tmp_path):
+    subprocess.run([sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "-p", "preset", "smoke", "-p", "out", str(tmp_path), "--no-progress-bar"],
+                   check=True, cwd=ROOT, capture_output=True)
+    folder, figure = tmp_path / "smoke", notebook.stem
+    assert Image.open(folder / f"{figure}.png").size[0] > 1000
+    assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    assert len(pd.read_csv(folder / f"{figure}.csv")) >= 4
+    sidecar = json.loads((folder / f"{figure}.json").read_text())
+    assert sidecar["parameters"]["preset"] == "smoke" and sidecar["libraries"]["torch"] and sidecar["source"] and sidecar["seconds"] >= 0
+    assert bool(sidecar["runs"]) == (figure != "figure_8") and sidecar["protocol"]
+    for r in sidecar["runs"].values(): assert len(r["digests"]["denoiser"]) == 64 and r["count"] == 4
+    said = "".join("".join(o.get("text", "")) for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream")
+    assert re.search(r"interval [-+]?\d|± \d", said), said                               # a number with its uncertainty
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+    def handle_starttag(self, tag, attrs): self.found += [v for k, v in attrs if k in ("href", "src")]
+
+
+def test_reproduce_writes_a_page_without_broken_links_and_uses_its_parameters(tmp_path, capsys):
+    sources = {n: n.read_bytes() for n in NOTEBOOKS}
+    page = reproduce(["figure_3", "figure_4"], "smoke", tmp_path, seed=5, parameters=dict(steps=5))
+    out = capsys.readouterr().out
+    assert "figure_3: " in out and " s)" in out
+    links = Links()
+    links.feed(page.read_text())
+    assert len(links.found) == 13 and links.found.pop(0) == "data:,"                       # no icon: else a browser asks for one
+    for link in links.found: assert link.startswith("data:image/webp;base64,") or (page.parent / link).is_file(), link
+    sidecar = json.loads((page.parent / "figure_3.json").read_text())
+    assert all(r["seed"] == 5 and r["steps"] == 5 for r in sidecar["runs"].values())
+    assert sources == {n: n.read_bytes() for n in NOTEBOOKS}                              # nothing was executed in place
+    assert sidecar["seconds"] > 1                                                         # runs included
+
+
+def start(*args, cache):
+    command = [str(Path(sys.executable).parent / "gradcheck"), "reproduce", *map(str, args), "--preset", "smoke"]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"GRADCHECK_CACHE": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def chunks_in(cache): return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in cache.rglob("*.safetensors")}
+
+
+def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path):
+    cache, args = tmp_path / "cache", ("figure_2", "--out", tmp_path / "out", "-p", "steps=12", "-p", "count=8")
+    process = start(*args, cache=cache)
+    while not chunks_in(cache) and process.poll() is None: time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = chunks_in(cache)
+    assert 1 <= len(finished) < 8 and not (tmp_path / "out" / "smoke" / "index.html").exists()
+    out, err = (process := start(*args, cache=cache)).communicate()
+    assert process.returncode == 0, err
+    after = chunks_in(cache)
+    assert len(after) == 8 and finished.items() <= after.items()                          # not one finished chunk was written again
+    assert (tmp_path / "out" / "smoke" / "index.html").is_file()
+
+
+def test_two_reproductions_at_once(tmp_path):
+    cache, args = tmp_path / "cache", ("figure_3", "--out", tmp_path / "out")
+    both = [start(*args, cache=cache) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    chunks = list(cache.rglob("*.safetensors"))
+    assert len(chunks) == 2
+    for path in chunks:
+        spec = RunSpec(**read_meta(path)["spec"])
+        assert read_chunk(path, spec) is not None
+    assert json.loads((tmp_path / "out" / "smoke" / "figure_3.ipynb").read_text())["cells"]
+    left = [p for p in (*cache.rglob("*"), *(tmp_path / "out").rglob("*")) if p.is_file() and (p.name.startswith(".") or p.suffix == ".tmp")]
+    assert left == []
+
+
+def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys):
+    page = reproduce(["claims"], "smoke", tmp_path)
+    claims = pd.read_csv(tmp_path / "smoke" / "claims.csv", keep_default_na=False)
+    said = capsys.readouterr().out
+    assert len(claims) >= 16 and set(claims["verdict"]) <= {"holds", "does not hold", "undecided"}
+    text = html.unescape(page.read_text())
+    for _, row in claims.iterrows():
+        assert row["claim"] in said and row["claim"] in text
+        low, high = (float(row[k] or "nan") for k in ("low", "high"))
+        assert row["verdict"] == ("holds" if low > 0 else "does not hold" if high < 0 else "undecided")
+    assert text.index("Do the paper") < text.index("What is not known of the paper") < text.index("<figure")
+    assert claims_text(claims) in said
+
+
+def test_the_table_in_three_formats(tmp_path):
+    page = reproduce(["table_1"], "smoke", tmp_path)
+    table = pd.read_csv(tmp_path / "smoke" / "table_1.csv")
+    rows = (tmp_path / "smoke" / "table_1.md").read_text().splitlines()
+    assert len(table) == 10 and len(rows) == 12 and rows[2].startswith("| no guidance") and rows[-1].startswith("| floor: real images")
+    tex = (tmp_path / "smoke" / "table_1.tex").read_text()
+    assert tex.count(r"\\") == 11 and r"\toprule" in tex and r"\bottomrule" in tex and "\u0302" not in tex
+    assert {c for c in table if c.startswith("FID")} == {"FID (judge), target", "FID (judge), all"} and "table_1.tex" in page.read_text() and "<td>no guidance</td>" in page.read_text()
+
+
+def test_a_notebook_without_its_parameters_cell_is_refused(tmp_path):
+    nb = json.loads(NOTEBOOKS[0].read_text())
+    for cell in nb["cells"]: cell["metadata"] = {}
+    (tmp_path / "figure_1.ipynb").write_text(json.dumps(nb))
+    with pytest.raises(UserError, match="0 cells tagged"): check_parameters(tmp_path / "figure_1.ipynb", [])

@@ -1,0 +1,209 @@
+"""Runs on the bundled weights: what they depend on, what survives a kill, what is done with a damaged cache."""
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gradcheck.core import UserError
+from gradcheck.paper.presets import get_preset, preset_for, spec_for
+from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
+from gradcheck.paper.figures import FIGURES, figure_runs, figure_specs
+from gradcheck.paper.plan import plan, plan_text
+from gradcheck.pictures import images_to_uint8, uint8_to_images
+from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
+from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales
+from gradcheck.runs.specs import RunSpec, parse_target
+
+SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
+
+
+def equal(a, b):
+    return torch.equal(a.samples, b.samples) and torch.equal(a.judge, b.judge) and all(torch.equal(a.trace[k].nan_to_num(9), b.trace[k].nan_to_num(9)) for k in a.trace)
+
+
+@pytest.mark.parametrize("variant", ["unguided", "plain", "x0_hat", "adam", "both", "stopped", "x0_hat_smooth", "recurrent"])
+def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_untouched):
+    spec = spec_for("laptop", "nonrobust", variant, steps=12, count=5)
+    whole = list(steps_of(spec, range(18)))
+    split = list(steps_of(spec, range(5), micro_batch=2))
+    alone = list(steps_of(spec, range(3, 4)))
+    assert torch.equal(whole[0].x_t[3], alone[0].x_t[0]) and torch.equal(whole[0].x_t[:5], split[0].x_t)      # the noise, bit for bit
+    final = images_to_uint8(whole[-1].x_prev).int()
+    assert (images_to_uint8(split[-1].x_prev).int() - final[:5]).abs().max() <= 1
+    assert (images_to_uint8(alone[-1].x_prev).int()[0] - final[3]).abs().max() <= 1
+
+
+def test_the_same_seed_gives_the_same_bytes_twice(tmp_path, global_rng_untouched):
+    a, b = run(SPEC, 3, cache=tmp_path / "a"), run(SPEC, 3, cache=tmp_path / "b")
+    assert equal(a, b)
+    files = [sorted((tmp_path / x).rglob("*.safetensors")) for x in "ab"]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]] and len(files[0]) == 2
+    assert not equal(a, run(replace(SPEC, seed=1), 3))
+
+
+def test_the_cache_is_used_and_a_larger_count_extends_a_run(tmp_path, monkeypatch):
+    small = run(replace(SPEC, count=3), 3, cache=tmp_path)
+    import gradcheck.runs.runs as runs
+    computed = []
+    compute = runs.compute
+    monkeypatch.setattr(runs, "compute", lambda spec, images, *rest: computed.append(images) or compute(spec, images, *rest))
+    large = run(SPEC, 3, cache=tmp_path)
+    assert computed == [range(3, 6)] and torch.equal(large.samples[:3], small.samples)
+    run(SPEC, 3, cache=tmp_path)
+    assert len(computed) == 1
+    assert large.trace["cosine"].shape == (12, 6) and large.samples.shape == (6, 3, 64, 64) and len(large.times) == 12
+
+
+def test_kill_9_in_the_middle_then_resume(tmp_path):
+    code = f"""
+import torch; torch.set_num_threads(1)
+from gradcheck.runs.runs import *
+from gradcheck.runs.specs import RunSpec
+run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=12), 2, cache={str(tmp_path)!r})
+"""
+    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=12, count=12)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None: time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finished = [images for images in chunks_of(spec, 2) if read_chunk(chunk_path(spec, images, tmp_path), spec)]
+    assert 1 <= len(finished) < 6
+    assert equal(run(spec, 2, cache=tmp_path), run(spec, 2, cache=tmp_path / "unbroken"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_chunk_is_computed_again_with_a_warning(damage, tmp_path):
+    spec = replace(SPEC, count=2)
+    first = run(spec, 2, cache=tmp_path)
+    path = chunk_path(spec, range(2), tmp_path)
+    data = bytearray(path.read_bytes())
+    if damage == "flipped": data[-5] ^= 1
+    if damage == "foreign":
+        other = replace(spec, seed=5)
+        run(other, 2, cache=tmp_path)
+        data = chunk_path(other, range(2), tmp_path).read_bytes()
+    path.write_bytes({"truncated": data[:-40], "empty": b""}.get(damage, bytes(data)))
+    with pytest.warns(UserWarning, match="computed again"): again = run(spec, 2, cache=tmp_path)
+    assert equal(first, again)
+    assert equal(first, run(spec, 2, cache=tmp_path))
+
+
+def nominal(spec, energies): return [spec.scale * e / ENERGY for e in energies]              # no pilots
+
+
+def test_figures_share_runs():
+    keys = {(figure, label): spec.key for figure in FIGURES for label, spec in figure_specs(figure, "laptop", scales=nominal).items()}
+    assert keys["figure_1", "non-robust"] == keys["figure_2", "no modification"] == keys["table_1", "non-robust, no modification"]
+    assert keys["figure_1", "robust"] == keys["figure_3", "no stabilisation"] and keys["figure_4", "unguided"] == keys["table_1", "no guidance"]
+    assert keys["figure_7", "non-robust, ADAM"] == keys["figure_6", "non-robust, ADAM · baseball"]
+    assert {k for (f, _), k in keys.items() if f == "claims"} == {k for (f, _), k in keys.items() if f in ("figure_5", "table_1")}
+    assert len({k for (f, _), k in keys.items() if f in ("figure_1", "figure_2", "figure_3", "figure_4", "table_1")}) == 9
+
+
+def test_layouts_follow_the_preset_and_what_is_changed():
+    p = get_preset("laptop")
+    specs = figure_specs("figure_5", "laptop", scales=nominal)
+    assert len(specs) == 1 + 8 * len(p.energies) and {(s.steps, s.count) for s in specs.values()} == {(p.sweep_steps, p.sweep_count)}
+    assert [s.scale for label, s in specs.items() if label.startswith("robust, ADAM ·")] == [spec_for("laptop", "robust", "adam").scale * e / ENERGY for e in p.energies]
+    assert {(s.steps, s.count, s.seed) for s in figure_specs("figure_5", preset_for("laptop", steps=7, count=3), scales=nominal, seed=2).values()} == {(7, 3, 2)}
+    assert [s.target for label, s in figure_specs("figure_6", "smoke", scales=nominal).items() if label.startswith("robust, ADAM ·")] == [0, 1, 2, 3]
+
+
+def test_costs():
+    plain, x0_hat = (spec_for("laptop", "nonrobust", v, steps=50) for v in ("plain", "x0_hat"))
+    assert cost(replace(plain, where="unguided")) == 50 and cost(plain) == pytest.approx(50 * COST["x_t"]) and cost(replace(plain, repeats=3)) == pytest.approx(3 * cost(plain))
+    assert cost(replace(x0_hat, interval=(300, 100))) == pytest.approx(50 + 25 * (COST["x0_hat"] - 1))
+    assert as_costly(x0_hat, cost(x0_hat)) == x0_hat and as_costly(plain, 1e9).steps == 400 and as_costly(x0_hat, 1).steps == 2
+    specs = figure_specs("table_1_appendix", "laptop", scales=nominal)
+    assert len(specs) == 1 + 15 * 2
+    for label, spec in specs.items():
+        if label.endswith("equal cost"): assert cost(spec) == pytest.approx(50 * COST["x0_hat"], rel=0.05), label
+
+
+def test_an_interval_and_recurrence_in_a_run():
+    some = run(replace(SPEC, interval=(300, 100), scale=20.0), 6)
+    inside = (some.times <= 300) & (some.times >= 100)
+    assert (some.trace["energy"][inside] > 0).all() and (some.trace["energy"][~inside] == 0).all() and inside.any() and not inside.all()
+    twice = run(replace(SPEC, repeats=2), 6)
+    assert twice.trace["cosine"].shape == (24, 6) and twice.times.tolist() == sorted([*run(SPEC, 6).times.tolist()] * 2, reverse=True)
+    assert (twice.trace["energy"][:-2] > 0).all() and not torch.equal(twice.samples, run(SPEC, 6).samples)
+
+
+MINE = "from gradcheck.guidance.stabilizers import Stabilizer\nclass Mine(Stabilizer):\n    def __call__(self, g): return {} * g\nclass Half: pass\n"
+
+
+def test_a_stabilizer_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.format(2))
+    spec = replace(SPEC, stabilizer=f"{file}:Mine", where="x_t")
+    theirs = replace(SPEC, stabilizer="none", where="x_t", scale=2 * spec.scale)
+    assert equal(run(spec, 6), run(theirs, 6)) is False and torch.equal(run(spec, 6).samples, run(theirs, 6).samples)      # g' = 2 g: another norm, the same pictures
+    before = spec.key
+    file.write_text(MINE.format(3))
+    assert replace(spec).key != before                                                     # a changed file is a changed setting
+    file.write_text(MINE.format(2) + "class Other(Mine): pass\n")
+    assert replace(spec).key != replace(spec, stabilizer=f"{file}:Other").key               # two classes of one file are two settings
+    with pytest.raises(UserError, match="needs reset"): RunSpec(stabilizer=f"{file}:Half")
+    p = preset_for("laptop", stabilizer=f"{file}:Mine")
+    assert p.name == "laptop-Mine" and p.scales is None and "Mine" in figure_specs("figure_2", p, scales=nominal) and "x̂₀-prediction + Mine" in figure_specs("figure_3", p, scales=nominal)
+    assert {s.stabilizer for s in figure_specs("figure_2", p, scales=nominal).values()} == {"none", f"{file}:Mine"}
+    with pytest.raises(UserError, match="about ADAM"): figure_specs("claims", p, scales=nominal)
+
+
+def test_scales_of_equal_energy(tmp_path):
+    for variant in ("adam", "plain"):
+        spec = spec_for("smoke", "nonrobust", variant, steps=6)
+        for wanted, scale in zip((6.0, 60.0), matched_scales(spec, (6.0, 60.0))):
+            assert run(replace(spec, scale=scale, count=16), 16).energy.mean() == pytest.approx(wanted, rel=0.25)
+
+
+def test_interpolated_scales():
+    s = [0.1, 1.0, 10.0]
+    assert interpolate_scales(s, [2, 20, 200], [2, 20, 200]) == s and interpolate_scales(s, [2, 20, 200], [0.2, 2000]) == [0.01, 100.0]
+    assert interpolate_scales(s, [5, 4.9, 50], [50]) == pytest.approx([10.0])                 # noise in a pilot does not break it
+    assert all(0 < x < 1e9 for energies in ([0, 0, 0], [0, 0, 3], [5, 5, 5]) for x in interpolate_scales(s, energies, [2, 200]))      # nor a guidance that is not there
+
+
+def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
+    table = plan(["figure_1", "figure_2", "figure_5"], "smoke").set_index("figure")
+    assert not own_cache.exists() and (table["cached"] == 0).all() and (table["seconds"] > 0).all()
+    p = get_preset("smoke")
+    assert table["runs"].tolist() == [2, 3, 1 + 8 * (len(p.energies) + len(PILOTS))]          # Figure 2 needs three that Figure 1 has not made
+    assert table.loc["figure_1", "image_steps"] == 2 * p.steps * p.count
+    figure_runs("figure_1", "smoke")
+    again = plan(["figure_1", "figure_2"], "smoke").set_index("figure")
+    assert again.loc["figure_1", ["runs", "cached", "image_steps", "seconds"]].tolist() == [2, 2, 0, 0] and again.loc["figure_2", "cached"] == 0
+    assert "figure_2" in plan_text(again.reset_index()) and "all" in plan_text(again.reset_index()) and cache_folder() == own_cache
+
+
+def test_every_field_but_the_count_changes_the_key():
+    base = RunSpec()
+    changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.5,
+                   steps=10, seed=1, sampler="ddim", start="standard", clip=False, precision="bfloat16", state="float16", interval=(300, 100), repeats=2)
+    keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
+    assert len(keys) == len(changed) + 1
+    assert replace(base, count=7).key == base.key and replace(base, scale=10).key == base.key and replace(base, target="baseball").key == base.key
+    assert set(changed) | {"count", "denoiser"} == set(base.__dataclass_fields__)
+
+
+def test_pixels_round_trip():
+    grey = torch.arange(256).byte()
+    assert torch.equal(images_to_uint8(uint8_to_images(grey)), grey)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(stabilizer="adm"), "'adam'"), (dict(where="x0hat"), "'x0_hat'"), (dict(target=4), "soccer ball"), (dict(steps=2.5), "whole number"), (dict(count="x"), "whole number"), (dict(scale="ten"), "a number"), (dict(steps=401), "T = 400"), (dict(steps=0), "T = 400"),
+    (dict(scale=float("nan")), "finite"), (dict(scale=-1.0), "finite"), (dict(count=0), "at least 1"), (dict(classifier="laptop/rubust"), "laptop/robust"),
+    (dict(sampler="dim"), "'ddim'"), (dict(interval="100-300"), "as in 300-100"), (dict(interval=(5, -1)), "as in 300-100"), (dict(repeats=0), "at least 1"), (dict(stabilizer="no.py:X"), "cannot be imported"), (dict(start="zero"), "matched"), (dict(objective="logits"), "'logit'")])
+def test_bad_settings(change, message):
+    with pytest.raises(UserError, match=message): RunSpec(**change)
+
+
+def test_targets_have_names():
+    assert parse_target("soccer ball") == 3 and parse_target("2") == 2
+    with pytest.raises(UserError, match="'volleyball'"): parse_target("voleyball")
+    with pytest.raises(UserError, match="3 .soccer ball."): parse_target("-1")
