@@ -76,6 +76,9 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
 def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
           dataset: str = "sportballs", preset: str = "laptop", out: Path = Path("data/train/run"), resume: bool = False, device: str = "auto",
           draws: Optional[str] = typer.Option(None, help="SportBalls: independent (default), or coupled as published"), sprites: Optional[Path] = typer.Option(None, help="SportBalls: a folder of RGBA PNGs, one per class"),
+          architecture: str = typer.Option("MobileNetV3Small", help="of a classifier: MobileNetV3Small or ResNet"),
+          seed: Optional[int] = typer.Option(None, help="of the weights, the data's order and all noise (default: the recipe's)"),
+          steps: Optional[int] = typer.Option(None, help="fewer optimizer steps than the recipe's"),
           minutes: Optional[float] = typer.Option(None, help="shorten the recipe to what this machine can do in that time"), largest: Optional[str] = typer.Option(None, help="write the weights in files of at most so much, such as 15MB"),
           root: Optional[Path] = typer.Option(None, help="CelebA: the folder of the official download; folder: that of the classes' folders"), attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index")):
     "Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with --resume."
@@ -85,7 +88,8 @@ def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str 
     from gradcheck.paper.train import train as train_task
     task = choose("model", what, ["ddpm", "classifier"]) if what != "classifier" else choose("kind", kind, ["robust", "nonrobust", "judge"])
     data, device = get_dataset(dataset, draws=draws, sprites=sprites, root=root, attribute=attribute), pick_device(device)
-    card = train_task(task, data, preset, out, device, resume, minutes, parse_bytes(largest), identity=dict(dataset=dataset), command="gradcheck " + shlex.join(sys.argv[1:]))
+    card = train_task(task, data, preset, out, device, resume, minutes, parse_bytes(largest), identity=dict(dataset=dataset), command="gradcheck " + shlex.join(sys.argv[1:]),
+                      architecture=architecture, seed=seed, steps=steps)
     typer.echo(f"{out / task}.safetensors  sha256 {card['sha256'][:16]}")
 
 # %% ../nbs/98_cli.ipynb #e400b3a0

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..core import UserError, call_function, is_function, located, seeded
-from .checkpoints import load_classifier, load_denoiser, load_start, read_card, resolve
+from .checkpoints import CLASSIFIERS, load_classifier, load_denoiser, load_start, read_card, resolve
 from .interop import foreign_card, load_foreign_classifier, load_pipeline, pipeline_card
 from .networks import fold_norms, freeze
 
@@ -69,7 +69,7 @@ def classifier_card(name, shape):
     "The card of a classifier for images of `shape` (C, H, W); `UserError` for a name that is none, or a classifier for images of another size."
     if is_function(name) and not Path(name).is_file(): return function_card(name, tuple(shape))
     path = resolve(name)
-    card = read_card(name, "MobileNetV3Small") if path.with_suffix(".json").is_file() else _read(foreign_card, path, path)
+    card = read_card(name, CLASSIFIERS) if path.with_suffix(".json").is_file() else _read(foreign_card, path, path)
     size = card["config"]["size"]
     if shape[0] != 3 or shape[1] != shape[2] or (size or shape[1]) != shape[1]:
         raise UserError(f"the classifier {str(name)!r} takes images of shape (3, {size or 'N'}, {size or 'N'}), the denoiser makes {tuple(shape)}; give models for the same images.")
