@@ -23,10 +23,17 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     packages=find_packages(include=["gradcheck", "gradcheck.*"]),
-    package_data={"gradcheck": ["weights/*/*.safetensors", "weights/*/*.json"]},
+    package_data={
+        "gradcheck": ["weights/*/*.safetensors", "weights/*/*.json"],
+        "gradcheck.paper": ["*.j2", "*.css", "*.js"],
+        "gradcheck.app": ["*.j2", "*.css", "*.js"],
+    },
     python_requires=f">={cfg['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"dev": requirements("dev_requirements"), "diffusers": requirements("diffusers_requirements"), "dask": requirements("dask_requirements")},
-    entry_points={"console_scripts": requirements("console_scripts"), "nbdev": [f"gradcheck={cfg['lib_path']}._modidx:d"]},
+    extras_require={extra: requirements(f"{extra}_requirements") for extra in ("dev", "diffusers", "dask")},
+    entry_points={
+        "console_scripts": requirements("console_scripts"),
+        "nbdev": [f"gradcheck={cfg['lib_path']}._modidx:d"],
+    },
     zip_safe=False,
 )

@@ -1,0 +1,20 @@
+"""A cache that was made before the notebooks moved into their folders still serves every run: the keys are the same."""
+import json
+from pathlib import Path
+
+import pytest
+
+from gradcheck.paper.figures import figure_specs
+from gradcheck.paper.presets import preset_for
+
+KEYS = json.loads((Path(__file__).parent / "keys_before_the_move.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("setting", KEYS)
+def test_keys_are_as_before_the_move(setting):
+    name, mode = setting.split(" ")
+    preset = preset_for(name, mode=mode)
+    for figure in {label.split(" ")[0] for label in KEYS[setting]}:
+        specs = figure_specs(figure, preset, scales=lambda spec, energies: [spec.scale for _ in energies])
+        for label, spec in specs.items():
+            assert spec.key == KEYS[setting][f"{figure} {label}"], label
