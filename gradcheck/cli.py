@@ -45,27 +45,60 @@ def engine_for(device, memory, checkpointing, dask=None):
     return Dask(dask, machine)
 
 Device = typer.Option("auto", help="auto, cpu, cuda or cuda:N")
-Memory = typer.Option(None, help="a budget for the networks' activations, such as 8GB; images go through in micro-batches that fit")
-Checkpointing = typer.Option(False, "--checkpointing", help="compute activations again instead of keeping them: less memory, more time")
+Memory = typer.Option(
+    None, help="a budget for the networks' activations, such as 8GB; images go through in micro-batches that fit"
+)
+Checkpointing = typer.Option(
+    False, "--checkpointing", help="compute activations again instead of keeping them: less memory, more time"
+)
 Denoiser = typer.Option(None, help="a .safetensors file with its card, or a pipeline folder of diffusers")
 
 @app.command()
-def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1 ...; all by default, with models of your own Figures 1 to 3, 5 and Table 1"), preset: str = typer.Option("laptop", help="smoke, laptop, paper"),
-              out: str = "results", seed: int = 0, param: List[str] = typer.Option([], "--param", "-p", help="a parameter of the notebooks, NAME=VALUE; may be repeated"),
-              mode: Optional[str] = typer.Option(None, help="corrected (default), paper, or single switches: start=paper,state=paper"),
-              stabilizer: Optional[str] = typer.Option(None, help="one of yours in ADAM's place: MODULE:CLASS or FILE.py:CLASS"),
-              denoiser: Optional[str] = Denoiser, classifier: Optional[str] = typer.Option(None, help="a .safetensors file, or MODULE:FUNCTION"),
-              robust: Optional[str] = typer.Option(None, help="a second classifier, trained on noisy images"), judge: Optional[str] = typer.Option(None, help="one that never guides; without it the guide judges itself"),
-              data: Optional[str] = typer.Option(None, help="celeba:FOLDER:ATTRIBUTE, a folder with one folder of pictures per class, or MODULE:FUNCTION"),
-              dask: Optional[str] = typer.Option(None, help="send the runs to a Dask cluster: the scheduler's address, or local"), device: str = Device, memory: Optional[str] = Memory, checkpointing: bool = Checkpointing,
-              plan: bool = typer.Option(False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take")):
-    "Regenerate figures from the bundled weights or with models of your own, decide the claims, and make a page that shows them."
+def reproduce(
+    figures: Optional[List[str]] = typer.Argument(
+        None, help="figure_1 ...; all by default, with models of your own Figures 1 to 3, 5 and Table 1"
+    ),
+    preset: str = typer.Option("laptop", help="smoke, laptop, paper"),
+    out: str = "results",
+    seed: int = 0,
+    param: List[str] = typer.Option(
+        [], "--param", "-p", help="a parameter of the notebooks, NAME=VALUE; may be repeated"
+    ),
+    mode: Optional[str] = typer.Option(
+        None, help="corrected (default), paper, or single switches: start=paper,state=paper"
+    ),
+    stabilizer: Optional[str] = typer.Option(None, help="one of yours in ADAM's place: MODULE:CLASS or FILE.py:CLASS"),
+    denoiser: Optional[str] = Denoiser,
+    classifier: Optional[str] = typer.Option(None, help="a .safetensors file, or MODULE:FUNCTION"),
+    robust: Optional[str] = typer.Option(None, help="a second classifier, trained on noisy images"),
+    judge: Optional[str] = typer.Option(None, help="one that never guides; without it the guide judges itself"),
+    data: Optional[str] = typer.Option(
+        None, help="celeba:FOLDER:ATTRIBUTE, a folder with one folder of pictures per class, or MODULE:FUNCTION"
+    ),
+    dask: Optional[str] = typer.Option(None, help="send the runs to a Dask cluster: the scheduler's address, or local"),
+    device: str = Device,
+    memory: Optional[str] = Memory,
+    checkpointing: bool = Checkpointing,
+    plan: bool = typer.Option(
+        False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take"
+    ),
+):
+    """Regenerate figures from the bundled weights or with models of your own, decide the claims, and make a page that
+    shows them."""
     from gradcheck.paper.reproduce import checked, reproduce as run_all
     from gradcheck.core import absolute
-    models = {k: absolute(v) for k, v in dict(stabilizer=stabilizer, denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data).items() if v}
+
+    models = {
+        k: absolute(v)
+        for k, v in dict(
+            stabilizer=stabilizer, denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data
+        ).items()
+        if v
+    }
     params = parse_params(param) | models | ({"mode": mode} if mode else {})
     if not plan:
-        with engine_for(device, memory, checkpointing, dask) as engine: return run_all(figures or (), preset, out, seed, params, engine=engine)
+        with engine_for(device, memory, checkpointing, dask) as engine:
+            return run_all(figures or (), preset, out, seed, params, engine=engine)
     from gradcheck.paper.plan import plan as planned, plan_text, with_weights
     with with_weights(preset) as p:
         figures, p, changes = checked(figures or (), p, seed, params)
@@ -73,43 +106,128 @@ def reproduce(figures: Optional[List[str]] = typer.Argument(None, help="figure_1
 
 # %% ../nbs/98_cli.ipynb #e5d7b773
 @app.command()
-def train(what: str = typer.Argument(..., help="ddpm or classifier"), kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
-          dataset: str = "sportballs", preset: str = "laptop", out: Path = Path("data/train/run"), resume: bool = False, device: str = "auto",
-          draws: Optional[str] = typer.Option(None, help="SportBalls: independent (default), or coupled as published"), sprites: Optional[Path] = typer.Option(None, help="SportBalls: a folder of RGBA PNGs, one per class"),
-          architecture: str = typer.Option("MobileNetV3Small", help="of a classifier: MobileNetV3Small or ResNet"),
-          seed: Optional[int] = typer.Option(None, help="of the weights, the data's order and all noise (default: the recipe's)"),
-          steps: Optional[int] = typer.Option(None, help="fewer optimizer steps than the recipe's"),
-          minutes: Optional[float] = typer.Option(None, help="shorten the recipe to what this machine can do in that time"), largest: Optional[str] = typer.Option(None, help="write the weights in files of at most so much, such as 15MB"),
-          root: Optional[Path] = typer.Option(None, help="CelebA: the folder of the official download; folder: that of the classes' folders"), attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index")):
-    "Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with --resume."
+def train(
+    what: str = typer.Argument(..., help="ddpm or classifier"),
+    kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
+    dataset: str = "sportballs",
+    preset: str = "laptop",
+    out: Path = Path("data/train/run"),
+    resume: bool = False,
+    device: str = "auto",
+    draws: Optional[str] = typer.Option(None, help="SportBalls: independent (default), or coupled as published"),
+    sprites: Optional[Path] = typer.Option(None, help="SportBalls: a folder of RGBA PNGs, one per class"),
+    architecture: str = typer.Option("MobileNetV3Small", help="of a classifier: MobileNetV3Small or ResNet"),
+    seed: Optional[int] = typer.Option(
+        None, help="of the weights, the data's order and all noise (default: the recipe's)"
+    ),
+    steps: Optional[int] = typer.Option(None, help="fewer optimizer steps than the recipe's"),
+    minutes: Optional[float] = typer.Option(None, help="shorten the recipe to what this machine can do in that time"),
+    largest: Optional[str] = typer.Option(None, help="write the weights in files of at most so much, such as 15MB"),
+    root: Optional[Path] = typer.Option(
+        None, help="CelebA: the folder of the official download; folder: that of the classes' folders"
+    ),
+    attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index"),
+):
+    """Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with
+    --resume."""
     from gradcheck.models.batches import parse_bytes
     from gradcheck.core import pick_device
     from gradcheck.data.sources import get_dataset
     from gradcheck.paper.train import train as train_task
-    task = choose("model", what, ["ddpm", "classifier"]) if what != "classifier" else choose("kind", kind, ["robust", "nonrobust", "judge"])
-    data, device = get_dataset(dataset, draws=draws, sprites=sprites, root=root, attribute=attribute), pick_device(device)
-    card = train_task(task, data, preset, out, device, resume, minutes, parse_bytes(largest), identity=dict(dataset=dataset), command="gradcheck " + shlex.join(sys.argv[1:]),
-                      architecture=architecture, seed=seed, steps=steps)
+
+    task = (
+        choose("model", what, ["ddpm", "classifier"])
+        if what != "classifier"
+        else choose("kind", kind, ["robust", "nonrobust", "judge"])
+    )
+    data, device = (
+        get_dataset(dataset, draws=draws, sprites=sprites, root=root, attribute=attribute),
+        pick_device(device),
+    )
+    card = train_task(
+        task,
+        data,
+        preset,
+        out,
+        device,
+        resume,
+        minutes,
+        parse_bytes(largest),
+        identity=dict(dataset=dataset),
+        command="gradcheck " + shlex.join(sys.argv[1:]),
+        architecture=architecture,
+        seed=seed,
+        steps=steps,
+    )
     typer.echo(f"{out / task}.safetensors  sha256 {card['sha256'][:16]}")
 
 # %% ../nbs/98_cli.ipynb #e400b3a0
 @app.command()
-def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, a .safetensors file, or MODULE:FUNCTION"), denoiser: Optional[str] = Denoiser, target: str = typer.Option("0", help="class index or name"),
-           where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped, x_t_smooth, x0_hat_smooth or unguided"), stabilizer: str = typer.Option("none", help="none, adam, adam_corrected, rms, ema, ema_0.99, unit, MODULE:CLASS or FILE.py:CLASS"),
-           objective: Optional[str] = typer.Option(None, help="log_probability (default), logit, binary (default for a single logit), multilabel"), scale: float = 10.0, interval: Optional[str] = typer.Option(None, help="first and last guided time step, as in 300-100 (default: all)"), repeats: int = typer.Option(1, help="visits of each step (recurrence)"), steps: Optional[int] = typer.Option(None, help="400, or the denoiser's T if that is less"),
-           count: int = 16, seed: int = 0, start: Optional[str] = typer.Option(None, help="matched (default where the denoiser has one) or standard"),
-           clip: Optional[bool] = typer.Option(None, "--clip/--no-clip", help="clip x0-hat to [-1, 1]; by default as the denoiser says"), state: str = typer.Option("float32", help="float32, or float16 as the authors' code"),
-           precision: str = typer.Option("float32", help="of the networks: float32, bfloat16, float16"), judge: Optional[str] = typer.Option(None, help="a classifier that never guides; by default the bundled one, or with a denoiser of your own the guide"),
-           out: Path = Path("results/sample"), device: str = Device, memory: Optional[str] = Memory, checkpointing: bool = Checkpointing):
-    "Sample one setting: a grid of images (grid.png), its curve of cosines (cosine.png, cosine.csv) and what the judge says (run.json)."
+def sample(
+    classifier: str = typer.Option("nonrobust", help="robust, nonrobust, a .safetensors file, or MODULE:FUNCTION"),
+    denoiser: Optional[str] = Denoiser,
+    target: str = typer.Option("0", help="class index or name"),
+    where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped, x_t_smooth, x0_hat_smooth or unguided"),
+    stabilizer: str = typer.Option(
+        "none", help="none, adam, adam_corrected, rms, ema, ema_0.99, unit, MODULE:CLASS or FILE.py:CLASS"
+    ),
+    objective: Optional[str] = typer.Option(
+        None, help="log_probability (default), logit, binary (default for a single logit), multilabel"
+    ),
+    scale: float = 10.0,
+    interval: Optional[str] = typer.Option(None, help="first and last guided time step, as in 300-100 (default: all)"),
+    repeats: int = typer.Option(1, help="visits of each step (recurrence)"),
+    steps: Optional[int] = typer.Option(None, help="400, or the denoiser's T if that is less"),
+    count: int = 16,
+    seed: int = 0,
+    start: Optional[str] = typer.Option(None, help="matched (default where the denoiser has one) or standard"),
+    clip: Optional[bool] = typer.Option(
+        None, "--clip/--no-clip", help="clip x0-hat to [-1, 1]; by default as the denoiser says"
+    ),
+    state: str = typer.Option("float32", help="float32, or float16 as the authors' code"),
+    precision: str = typer.Option("float32", help="of the networks: float32, bfloat16, float16"),
+    judge: Optional[str] = typer.Option(
+        None,
+        help="a classifier that never guides; by default the bundled one, or with a denoiser of your own the guide",
+    ),
+    out: Path = Path("results/sample"),
+    device: str = Device,
+    memory: Optional[str] = Memory,
+    checkpointing: bool = Checkpointing,
+):
+    """Sample one setting: a grid of images (grid.png), its curve of cosines (cosine.png, cosine.csv) and what the judge
+    says (run.json)."""
     from gradcheck.runs.evaluation import judge_samples
     from gradcheck.paper.presets import preset_for, spec_for
     from gradcheck.pictures import image_grid, save_png
     from gradcheck.paper.plots import cosine_table, figure_bytes, plot_cosines
     from gradcheck.runs.runs import run
-    if "." not in classifier and ":" not in classifier: classifier = "laptop/" + choose("classifier", classifier.removeprefix("laptop/"), ["robust", "nonrobust"])
-    p = preset_for("laptop", denoiser=denoiser, classifier=classifier, judge=judge) if denoiser else preset_for("laptop")
-    fields = dict(classifier=classifier, judge=judge, target=target, objective=objective, where=where, stabilizer=stabilizer, scale=scale, interval=interval, repeats=repeats, steps=steps, count=count, seed=seed, start=start, clip=clip, state=state, precision=precision)
+
+    if "." not in classifier and ":" not in classifier:
+        classifier = "laptop/" + choose("classifier", classifier.removeprefix("laptop/"), ["robust", "nonrobust"])
+    p = (
+        preset_for("laptop", denoiser=denoiser, classifier=classifier, judge=judge)
+        if denoiser
+        else preset_for("laptop")
+    )
+    fields = dict(
+        classifier=classifier,
+        judge=judge,
+        target=target,
+        objective=objective,
+        where=where,
+        stabilizer=stabilizer,
+        scale=scale,
+        interval=interval,
+        repeats=repeats,
+        steps=steps,
+        count=count,
+        seed=seed,
+        start=start,
+        clip=clip,
+        state=state,
+        precision=precision,
+    )
     spec = spec_for(p, list(p.classifiers)[-1], "plain", **fields)
     make_folder(out)
     with engine_for(device, memory, checkpointing) as engine: result = run(spec, 16, engine, label="sample")
@@ -117,29 +235,73 @@ def sample(classifier: str = typer.Option("nonrobust", help="robust, nonrobust, 
     label = f"{where}, {Path(stabilizer).name}, scale {scale:g}"
     table = cosine_table({label: result})
     write_bytes(out / "cosine.csv", table.to_csv(index=False).encode())
-    if spec.steps > 2: write_bytes(out / "cosine.png", figure_bytes(plot_cosines(table, {label: "blue"}, f"{Path(classifier).stem} classifier, target class {spec.target}"), "png"))
+    if spec.steps > 2:
+        write_bytes(
+            out / "cosine.png",
+            figure_bytes(
+                plot_cosines(table, {label: "blue"}, f"{Path(classifier).stem} classifier, target class {spec.target}"),
+                "png",
+            ),
+        )
     judged, guide = result.judge[:, spec.target].mean().item(), result.guide[:, spec.target].mean().item()
-    summary = dict(spec=asdict(spec), digests=spec.digests, target_probability_judge=judged, target_probability_guide=guide, shares_judge=judge_samples(result.judge).shares)
+    summary = dict(
+        spec=asdict(spec),
+        digests=spec.digests,
+        target_probability_judge=judged,
+        target_probability_guide=guide,
+        shares_judge=judge_samples(result.judge).shares,
+    )
     write_bytes(out / "run.json", (json.dumps(summary, indent=1) + "\n").encode())
-    typer.echo(f"{out / 'grid.png'}: probability of the target {guide:.2f} by the guide, " + (f"{judged:.2f} by the independent judge" if spec.judge != spec.classifier else "no independent judge"))
+    typer.echo(
+        f"{out / 'grid.png'}: probability of the target {guide:.2f} by the guide, "
+        + (f"{judged:.2f} by the independent judge" if spec.judge != spec.classifier else "no independent judge")
+    )
 
 # %% ../nbs/98_cli.ipynb #3f038f6a
 @app.command()
-def export(denoiser: str = typer.Argument(..., help="bundled weights such as laptop/ddpm, or a .safetensors file with its card"), out: Path = Path("results/pipeline")):
+def export(
+    denoiser: str = typer.Argument(
+        ..., help="bundled weights such as laptop/ddpm, or a .safetensors file with its card"
+    ),
+    out: Path = Path("results/pipeline"),
+):
     "Save a denoiser as a pipeline folder that diffusers loads."
     from gradcheck.models.checkpoints import load_denoiser
     from gradcheck.models.interop import save_pipeline
     from gradcheck.models.catalogue import has_start, start_name
     from gradcheck.runs.specs import RunSpec
-    unet, diffusion = load_denoiser(denoiser), RunSpec(denoiser=denoiser, start="standard", classifier="laptop/nonrobust").diffusion
+
+    unet, diffusion = (
+        load_denoiser(denoiser),
+        RunSpec(denoiser=denoiser, start="standard", classifier="laptop/nonrobust").diffusion,
+    )
     save_pipeline(unet, diffusion, out)
-    if has_start(denoiser): save_weights(load_weights(start_name(denoiser)), out / "start.safetensors", {k: v for k, v in read_card(start_name(denoiser)).items() if k not in ("architecture", "config", "parameters", "sha256")})
-    typer.echo(f"{out}: unet/ and scheduler/" + (f"; images are pixel_shuffle({unet.config.patch}) of what the unet returns" if unet.config.patch > 1 else ""))
+    if has_start(denoiser):
+        save_weights(
+            load_weights(start_name(denoiser)),
+            out / "start.safetensors",
+            {
+                k: v
+                for k, v in read_card(start_name(denoiser)).items()
+                if k not in ("architecture", "config", "parameters", "sha256")
+            },
+        )
+    typer.echo(
+        f"{out}: unet/ and scheduler/"
+        + (f"; images are pixel_shuffle({unet.config.patch}) of what the unet returns" if unet.config.patch > 1 else "")
+    )
 
 # %% ../nbs/98_cli.ipynb #9e7d7e65
 @app.command()
-def evaluate(count: int = typer.Option(256, min=1, help="unguided samples"), images: int = typer.Option(2000, min=1, max=10_000, help="held-out images"), preset: str = "laptop", out: Path = Path("results/evaluation"), device: str = "auto"):
-    "Evaluate the bundled weights: accuracy of the classifiers by noise level, and the judge's word on unguided samples."
+def evaluate(
+    count: int = typer.Option(256, min=1, help="unguided samples"),
+    images: int = typer.Option(2000, min=1, max=10_000, help="held-out images"),
+    preset: str = "laptop",
+    out: Path = Path("results/evaluation"),
+    device: str = "auto",
+):
+    """Evaluate the bundled weights: accuracy of the classifiers by noise level, and the judge's word on unguided
+    samples."""
     from gradcheck.runs.evaluation import accuracy_by_t, judge_samples
     from gradcheck.pictures import image_grid, save_png
     from gradcheck.paper.presets import get_preset, spec_for
@@ -148,27 +310,50 @@ def evaluate(count: int = typer.Option(256, min=1, help="unguided samples"), ima
     p, engine = get_preset(preset), Local(Machine(device))
     spec = spec_for(p, "nonrobust", "unguided", count=count)
     make_folder(out)
-    table = accuracy_by_t({k: open_classifier(name) for k, name in (p.classifiers | {"judge": p.judge}).items()}, spec.diffusion, p.reference.open().held_out, count=images)
+    table = accuracy_by_t(
+        {k: open_classifier(name) for k, name in (p.classifiers | {"judge": p.judge}).items()},
+        spec.diffusion,
+        p.reference.open().held_out,
+        count=images,
+    )
     typer.echo(table.to_string(float_format="{:.3f}".format))
     write_bytes(out / "accuracy.csv", table.to_csv().encode())
     result = run(spec, p.chunk, engine, label="unguided samples")
     verdicts = judge_samples(result.judge)
     save_png(image_grid(result.samples, columns=32, scale=1), out / "samples.png")
     write_bytes(out / "samples.json", (json.dumps(dict(count=count, **asdict(verdicts)), indent=1) + "\n").encode())
-    typer.echo(f"{out / 'samples.png'}: the judge is surer than 0.9 on {verdicts.sure:.1%} of {count}; class shares {', '.join(f'{s:.1%}' for s in verdicts.shares)}")
+    typer.echo(
+        f"{out / 'samples.png'}: the judge is surer than 0.9 on {verdicts.sure:.1%} of {count}; class shares "
+        f"{', '.join(f'{s:.1%}' for s in verdicts.shares)}"
+    )
+
 
 @app.command()
-def bench(preset: str = "laptop", images: int = typer.Option(64, min=1), threads: int = typer.Option(2, min=1), repeats: int = typer.Option(9, min=1, max=300), out: Path = Path("results/bench.json")):
+def bench(
+    preset: str = "laptop",
+    images: int = typer.Option(64, min=1),
+    threads: int = typer.Option(2, min=1),
+    repeats: int = typer.Option(9, min=1, max=300),
+    out: Path = Path("results/bench.json"),
+):
     "Measure what guidance costs, as ratios to the bare step in one run; a table, and JSON in OUT."
     from gradcheck.app.benchmark import benchmark
     make_folder(out.parent)
     result = benchmark(preset, images, threads, repeats)
     write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
-    for name, s in result["step_seconds"].items(): typer.echo(f"{name:8} {s * 1e3:8.1f} ms per step of {images} images   {result['ratio_to_bare'][name]:.2f} x bare")
-    for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds"): typer.echo(f"{name:36} {result[name]:10.4g}")
-    for name, s in result["seconds_per_denoiser_call"].items(): typer.echo(f"{name:24} {s * 1e3:8.1f} ms per denoiser call of {images} images")
-    for name, s in result["cluster"].items(): typer.echo(f"four chunks, {name:12} {s}" if isinstance(s, bool) else f"four chunks, {name:12} {s:8.1f} s")
-    for n, gib in result["peak_gib_of_x0_hat_step_by_images"].items(): typer.echo(f"peak memory of an x0-hat step of {n:4} images {gib:5.2f} GiB")
+    for name, s in result["step_seconds"].items():
+        typer.echo(
+            f"{name:8} {s * 1e3:8.1f} ms per step of {images} images   {result['ratio_to_bare'][name]:.2f} x bare"
+        )
+    for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds"):
+        typer.echo(f"{name:36} {result[name]:10.4g}")
+    for name, s in result["seconds_per_denoiser_call"].items():
+        typer.echo(f"{name:24} {s * 1e3:8.1f} ms per denoiser call of {images} images")
+    for name, s in result["cluster"].items():
+        typer.echo(f"four chunks, {name:12} {s}" if isinstance(s, bool) else f"four chunks, {name:12} {s:8.1f} s")
+    for n, gib in result["peak_gib_of_x0_hat_step_by_images"].items():
+        typer.echo(f"peak memory of an x0-hat step of {n:4} images {gib:5.2f} GiB")
+
 
 @app.command()
 def info():
@@ -178,22 +363,35 @@ def info():
     for path in sorted(WEIGHTS.rglob("*.safetensors")):
         name = path.relative_to(WEIGHTS).with_suffix("").as_posix()
         card = read_card(name)
-        load_weights(name)                                             # verifies the digest
-        typer.echo(f"{name:25} {card['architecture']:17} {card['parameters']:>9,} parameters  {card['images']:>9,} images seen  sha256 {card['sha256'][:16]}  verified")
+        load_weights(name)  # verifies the digest
+        typer.echo(
+            f"{name:25} {card['architecture']:17} {card['parameters']:>9,} parameters  {card['images']:>9,} images "
+            f"seen  sha256 {card['sha256'][:16]}  verified"
+        )
     for key, value in provenance().items(): typer.echo(f"{key:10} {value}")
     typer.echo(f"{'cache':10} {cache_folder()}")
 
 # %% ../nbs/98_cli.ipynb #8f93aac7
-ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")     # click's, or the copy that typer carries
+# click's, or the copy that typer carries
+ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 def main():
     "The console script: exit 0, 2 on bad input (one sentence, no traceback), 130 when stopped by hand."
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())       # MODULE:FUNCTION is looked for here
     try:
-        if app(standalone_mode=False) == 130: raise KeyboardInterrupt         # newer typers return it
-    except UserError as e: sys.exit(_say(str(e), 2))
-    except (KeyboardInterrupt, typer.Abort): sys.exit(_say("stopped; finished chunks and the last checkpoint are kept: run the same command again to go on (train: with --resume).", 130))
-    except ClickException as e: sys.exit(_say(" ".join(e.format_message().split()), 2))
+        if app(standalone_mode=False) == 130: raise KeyboardInterrupt  # newer typers return it
+    except UserError as e:
+        sys.exit(_say(str(e), 2))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(
+            _say(
+                "stopped; finished chunks and the last checkpoint are kept: run the same command again to go on "
+                "(train: with --resume).",
+                130,
+            )
+        )
+    except ClickException as e:
+        sys.exit(_say(" ".join(e.format_message().split()), 2))
 
 def _say(message, code):
     print(f"gradcheck: {message}", file=sys.stderr)

@@ -37,9 +37,12 @@ def choose(kind, name, options):
 # %% ../nbs/00_core.ipynb #5f93c3d8
 def make_folder(path):
     "The folder `path`, made if it is not there; `UserError` if it cannot be made or written to."
-    try: Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UserError(f"cannot write to {str(path)!r}: {e.strerror}; choose a folder that can be written.") from None
-    if not os.access(path, os.W_OK): raise UserError(f"cannot write to {str(path)!r}: no permission; choose a folder that can be written.")
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write to {str(path)!r}: {e.strerror}; choose a folder that can be written.") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write to {str(path)!r}: no permission; choose a folder that can be written.")
     return Path(path)
 
 def write_bytes(path, data):
@@ -49,11 +52,13 @@ def write_bytes(path, data):
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
-    except OSError as e: raise UserError(f"cannot write {str(path)!r}: {e.strerror}; choose a place that can be written.") from None
+    except OSError as e:
+        raise UserError(f"cannot write {str(path)!r}: {e.strerror}; choose a place that can be written.") from None
     finally: temporary.unlink(missing_ok=True)
 
 def project_root():
-    "The folder of the project (it has nbs/ and settings.ini) that holds the working directory; else the working directory."
+    """The folder of the project (it has nbs/ and settings.ini) that holds the working directory; else the working
+    directory."""
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "settings.ini").is_file() and (p / "nbs").is_dir()), here)
 
@@ -65,7 +70,11 @@ def located(name):
 # %% ../nbs/00_core.ipynb #ce8ae3ca
 def save_atomically(tensors, path, meta):
     "Write safetensors to `path`; `meta` (JSON-able) goes into the header."
-    write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"gradcheck": json.dumps(meta)}))
+    write_bytes(
+        path,
+        save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"gradcheck": json.dumps(meta)}),
+    )
+
 
 def read_meta(path):
     "The JSON header that `save_atomically` wrote."
@@ -73,7 +82,8 @@ def read_meta(path):
 
 # %% ../nbs/00_core.ipynb #fc2dca42
 def counter_bits(seed, index, stream=0):
-    "64 random bits (uint64, shape of `index`) as a pure function of seed, index and stream (splitmix64, Steele et al. 2014)."
+    """64 random bits (uint64, shape of `index`) as a pure function of seed, index and stream (splitmix64, Steele et al.
+    2014)."""
     with np.errstate(over="ignore"):
         z = np.asarray(index, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for word in (seed, stream):
@@ -93,9 +103,12 @@ def image_generators(seed, indices):
     return [torch.Generator().manual_seed((0x9E3779B1 * seed + int(i)) % 2**32) for i in indices]
 
 def randn(shape, generator, device="cpu"):
-    "Standard normal noise (float32) of `shape` (N, ...) from one generator, or from a list with one generator per image."
-    if isinstance(generator, torch.Generator): return torch.randn(shape, generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]: raise UserError(f"{len(generator)} generators were given for {shape[0]} images; give one per image.")
+    """Standard normal noise (float32) of `shape` (N, ...) from one generator, or from a list with one generator per
+    image."""
+    if isinstance(generator, torch.Generator):
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+    if len(generator) != shape[0]:
+        raise UserError(f"{len(generator)} generators were given for {shape[0]} images; give one per image.")
     noise = torch.empty(shape)
     for image, g in zip(noise, generator): image.normal_(generator=g)
     return noise.to(device)
@@ -103,7 +116,8 @@ def randn(shape, generator, device="cpu"):
 # %% ../nbs/00_core.ipynb #84b83ea8
 @contextlib.contextmanager
 def seeded(seed):
-    "Inside, the global torch RNG starts at `seed` (dropout and initialisation know no other source); outside it is left as it was."
+    """Inside, the global torch RNG starts at `seed` (dropout and initialisation know no other source); outside it is
+    left as it was."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -111,7 +125,8 @@ def seeded(seed):
 
 # %% ../nbs/00_core.ipynb #ac8a7bbd
 def row_linear(x, weight, bias):
-    "`F.linear` of (N, in) computed in float64 and rounded to the dtype of `x`: a row's result does not depend on the other rows."
+    """`F.linear` of (N, in) computed in float64 and rounded to the dtype of `x`: a row's result does not depend on the
+    other rows."""
     return F.linear(x.double(), weight.flatten(1).double(), bias.double()).to(x.dtype)
 
 class RowLinear(nn.Linear):
@@ -124,8 +139,12 @@ def pick_device(name="auto"):
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = str(name).partition(":")
     choose("device", kind, ["auto", "cpu", "cuda"])
-    if kind == "cuda" and not (torch.cuda.is_available() and (index or "0") in map(str, range(torch.cuda.device_count()))):
-        raise UserError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu or auto.")
+    if kind == "cuda" and not (
+        torch.cuda.is_available() and (index or "0") in map(str, range(torch.cuda.device_count()))
+    ):
+        raise UserError(
+            f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu or auto."
+        )
     return str(name)
 
 # %% ../nbs/00_core.ipynb #46b58a51
@@ -147,14 +166,25 @@ def file_of(name):
     return Path(module if module.endswith(".py") else importlib.util.find_spec(module).origin)
 
 def call_function(name, what):
-    "What the function `MODULE:FUNCTION` or `FILE.py:FUNCTION` returns, called without arguments; `UserError` if it cannot be found, or fails."
+    """What the function `MODULE:FUNCTION` or `FILE.py:FUNCTION` returns, called without arguments; `UserError` if it
+    cannot be found, or fails."""
     module, _, function = str(name).rpartition(":")
-    try: made = getattr(_imported(module), function)
+    try:
+        made = getattr(_imported(module), function)
     except (ImportError, OSError, AttributeError, SyntaxError) as e:
-        raise UserError(f"{what} {str(name)!r} cannot be imported ({e}); give MODULE:FUNCTION with the module on the Python path, or FILE.py:FUNCTION.") from None
-    try: return made()
-    except UserError: raise
-    except Exception as e: raise UserError(f"{what} {str(name)!r} was called without arguments and failed ({type(e).__name__}: {e}).") from e
+        raise UserError(
+            f"{what} {str(name)!r} cannot be imported ({e}); give MODULE:FUNCTION with the module on the Python path, "
+            "or FILE.py:FUNCTION."
+        ) from None
+    try:
+        return made()
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(
+            f"{what} {str(name)!r} was called without arguments and failed ({type(e).__name__}: {e})."
+        ) from e
+
 
 def absolute(name):
     "The same name with its path made absolute, for a process that works in another folder."

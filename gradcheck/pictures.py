@@ -19,7 +19,8 @@ def uint8_to_images(x): return x.float() / 127.5 - 1
 
 # %% ../nbs/01_pictures.ipynb #acc0afbd
 def image_grid(samples, columns=8, pad=1, scale=2):
-    "uint8 images (N, 3, H, W) as one picture (H', W', 3), `columns` side by side with grey lines of `pad` px between them, enlarged `scale` times."
+    """uint8 images (N, 3, H, W) as one picture (H', W', 3), `columns` side by side with grey lines of `pad` px between
+    them, enlarged `scale` times."""
     n, _, h, w = samples.shape
     rows = -(-n // columns)
     canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 200, np.uint8)

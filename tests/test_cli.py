@@ -65,7 +65,12 @@ def test_bad_input_is_one_sentence_and_exit_2(cli, args, message, own_cache):
 
 
 def test_no_traceback_from_a_fresh_process(tmp_path):
-    result = subprocess.run([str(Path(sys.executable).parent / "gradcheck"), "sample", "--scale", "nan"], capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "gradcheck"), "sample", "--scale", "nan"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "finite" in result.stderr
 
 
@@ -87,8 +92,25 @@ def test_unwritable_output(cli, tmp_path, own_cache):
 
 
 def test_sample(cli, tmp_path):
-    code, out, _ = cli("sample", "--classifier", "robust", "--target", "soccer ball", "--where", "x0_hat", "--stabilizer", "adam", "--scale", "0.1",
-                       "--steps", "6", "--count", "3", "--out", tmp_path)
+    code, out, _ = cli(
+        "sample",
+        "--classifier",
+        "robust",
+        "--target",
+        "soccer ball",
+        "--where",
+        "x0_hat",
+        "--stabilizer",
+        "adam",
+        "--scale",
+        "0.1",
+        "--steps",
+        "6",
+        "--count",
+        "3",
+        "--out",
+        tmp_path,
+    )
     assert code == 0 and "judge" in out
     assert Image.open(tmp_path / "grid.png").size[0] > 128 and Image.open(tmp_path / "cosine.png").size[0] > 500
     summary = json.loads((tmp_path / "run.json").read_text())
@@ -100,8 +122,23 @@ def test_train_then_sample_with_the_result(cli, tmp_path):
     code, out, _ = cli("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out", tmp_path / "c")
     assert code == 0 and "sha256" in out
     card = json.loads((tmp_path / "c" / "robust.json").read_text())
-    assert card["steps"] == 4 and card["images"] == 32 and card["command"].startswith("gradcheck train classifier") and set(card["accuracy_by_t"]) >= {"-1", "399"}
-    code, out, _ = cli("sample", "--classifier", tmp_path / "c" / "robust.safetensors", "--steps", "3", "--count", "1", "--out", tmp_path / "s")
+    assert (
+        card["steps"] == 4
+        and card["images"] == 32
+        and card["command"].startswith("gradcheck train classifier")
+        and set(card["accuracy_by_t"]) >= {"-1", "399"}
+    )
+    code, out, _ = cli(
+        "sample",
+        "--classifier",
+        tmp_path / "c" / "robust.safetensors",
+        "--steps",
+        "3",
+        "--count",
+        "1",
+        "--out",
+        tmp_path / "s",
+    )
     assert code == 0
     code, _, err = cli("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out", tmp_path / "c")
     assert code == 2 and "--resume" in err
@@ -112,29 +149,49 @@ def test_train_a_denoiser(cli, tmp_path):
     assert code == 0 and (tmp_path / "samples.png").is_file()
     card = json.loads((tmp_path / "ddpm.json").read_text())
     assert card["architecture"] == "UNet" and card["diffusion"]["T"] == 400
-    spec = RunSpec(denoiser=str(tmp_path / "ddpm.safetensors"), steps=3, count=2)                # and it samples, from its own matched start
+    # and it samples, from its own matched start
+    spec = RunSpec(denoiser=str(tmp_path / "ddpm.safetensors"), steps=3, count=2)
     assert run(spec, 2).samples.shape == (2, 3, 64, 64)
 
 
 def test_plan(cli, own_cache, tmp_path):
-    code, out, _ = cli("reproduce", "figure_1", "figure_4", "--preset", "smoke", "--plan", "--out", tmp_path / "results")
-    assert code == 0 and [line.split()[:3] for line in out.splitlines()[1:4]] == [["figure_1", "2", "0"], ["figure_4", "1", "0"], ["all", "3", "0"]]
+    code, out, _ = cli(
+        "reproduce", "figure_1", "figure_4", "--preset", "smoke", "--plan", "--out", tmp_path / "results"
+    )
+    assert code == 0 and [line.split()[:3] for line in out.splitlines()[1:4]] == [
+        ["figure_1", "2", "0"],
+        ["figure_4", "1", "0"],
+        ["all", "3", "0"],
+    ]
     assert not own_cache.exists() and not (tmp_path / "results").exists()
 
 
 def test_info(cli):
     code, out, _ = cli("info")
-    assert code == 0 and all(f"laptop/{name}" in out for name in ("ddpm", "robust", "nonrobust", "judge")) and out.count("verified") >= 4
+    assert (
+        code == 0
+        and all(f"laptop/{name}" in out for name in ("ddpm", "robust", "nonrobust", "judge"))
+        and out.count("verified") >= 4
+    )
 
 
 def test_evaluate(cli, tmp_path):
     code, out, _ = cli("evaluate", "--preset", "smoke", "--count", "4", "--images", "50", "--out", tmp_path)
-    assert code == 0 and "class shares" in out and (tmp_path / "samples.png").is_file() and (tmp_path / "accuracy.csv").is_file()
+    assert (
+        code == 0
+        and "class shares" in out
+        and (tmp_path / "samples.png").is_file()
+        and (tmp_path / "accuracy.csv").is_file()
+    )
 
 
 def test_bench(cli, tmp_path):
     code, out, _ = cli("bench", "--images", "16", "--repeats", "2", "--out", tmp_path / "bench.json")
     result = json.loads((tmp_path / "bench.json").read_text())
-    assert code == 0 and set(result["ratio_to_bare"]) >= {"bare", "plain", "x0_hat"} and result["ratio_to_bare"]["bare"] == 1
+    assert (
+        code == 0
+        and set(result["ratio_to_bare"]) >= {"bare", "plain", "x0_hat"}
+        and result["ratio_to_bare"]["bare"] == 1
+    )
     few, many = result["peak_gib_of_x0_hat_step_by_images"].values()
     assert 0.2 < few < 2 and many < 1.2 * few                         # does not grow with the number of images

@@ -1,4 +1,6 @@
-"""The house: six folders on one foundation. Imports run from the roof down to the ground, never back, and never in a circle."""
+"""The house: six folders on one foundation. Imports run from the roof down to the ground, never back, and never in a
+circle."""
+
 import ast
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,8 @@ def floor(module):
 
 
 def imports_of(path):
-    "The modules of this package that a module imports, also inside functions; `from ..core import x` in data/images.py is \"core\"."
+    """The modules of this package that a module imports, also inside functions; `from ..core import x` in
+    data/images.py is "core"."""
     package = path.relative_to(ROOT / "gradcheck").parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -56,7 +59,8 @@ def test_nothing_is_imported_upward(module):
         assert floor(other) <= floor(module), f"{module} imports {other} from a floor above"
         same_room = other.rpartition(".")[0] == module.rpartition(".")[0]
         assert floor(other) < floor(module) or same_room, f"{module} imports {other} of the room beside it"
-        if same_room: assert str(NOTEBOOKS[other]) < str(NOTEBOOKS[module]), f"{module} imports {other}, which comes after it"
+        if same_room:
+            assert str(NOTEBOOKS[other]) < str(NOTEBOOKS[module]), f"{module} imports {other}, which comes after it"
 
 
 def test_stabilizers_know_no_data_and_the_heart_no_runs():
@@ -68,5 +72,6 @@ def test_stabilizers_know_no_data_and_the_heart_no_runs():
 
 def test_no_circle_and_no_tall_tower():
     @cache
-    def height(module): return 1 + max((height(m) for m in IMPORTS[module]), default=0)      # a circle would never end: RecursionError
+    # a circle would never end: RecursionError
+    def height(module): return 1 + max((height(m) for m in IMPORTS[module]), default=0)
     assert max(height(m) for m in IMPORTS) <= 12, {m: height(m) for m in IMPORTS}

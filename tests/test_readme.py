@@ -1,4 +1,6 @@
-"""What the README says works: its code and every command in it run (at the smallest size), and its links lead somewhere."""
+"""What the README says works: its code and every command in it run (at the smallest size), and its links lead
+somewhere."""
+
 import re
 import shlex
 import shutil
@@ -13,7 +15,12 @@ from test_celeba import paint
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line.split("#")[0].strip()]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+    if line.split("#")[0].strip()
+]
 
 
 def test_ten_lines(tmp_path, monkeypatch, global_rng_untouched):
@@ -33,11 +40,20 @@ class Halved(Stabilizer):
 
 def make(): return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 4))
 '''
-SMALL = [   # the same commands at the smallest size: one figure where they make all, few steps, few pictures
-    (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_3 "), (r"reproduce table_1_appendix", "reproduce figure_3"), (r"^(gradcheck reproduce .*)", r"\1 -p steps=3"),
-    (r"--preset (laptop|paper)", "--preset smoke"), (r"preset laptop$", "preset smoke"), (r"^(gradcheck (?:reproduce|train) (?!.*--preset).*)", r"\1 --preset smoke"), (r"--steps \d+", "--steps 3"), (r"--count \d+", "--count 2"),
+SMALL = [  # the same commands at the smallest size: one figure where they make all, few steps, few pictures
+    (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_3 "),
+    (r"reproduce table_1_appendix", "reproduce figure_3"),
+    (r"^(gradcheck reproduce .*)", r"\1 -p steps=3"),
+    (r"--preset (laptop|paper)", "--preset smoke"),
+    (r"preset laptop$", "preset smoke"),
+    (r"^(gradcheck (?:reproduce|train) (?!.*--preset).*)", r"\1 --preset smoke"),
+    (r"--steps \d+", "--steps 3"),
+    (r"--count \d+", "--count 2"),
     (r"^gradcheck evaluate", "gradcheck evaluate --count 4 --images 20 --preset smoke"),
-    (r"^(gradcheck sample (?!.*--steps).*)", r"\1 --steps 3"), (r"^(gradcheck sample (?!.*--count).*)", r"\1 --count 2"), (r"--resume", ""), (r" THIS_ADDRESS", " local"),
+    (r"^(gradcheck sample (?!.*--steps).*)", r"\1 --steps 3"),
+    (r"^(gradcheck sample (?!.*--count).*)", r"\1 --count 2"),
+    (r"--resume", ""),
+    (r" THIS_ADDRESS", " local"),
 ]
 
 
@@ -59,7 +75,10 @@ def workplace(tmp_path, monkeypatch, own_cache, tmp_path_factory):
 def pictures(folder, count):
     for k, name in enumerate(("a", "b", "c", "d")):
         (folder / name).mkdir(parents=True)
-        for i in range(count): Image.fromarray((torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(10 * k + i)) * 255).byte().numpy()).save(folder / name / f"{i}.png")
+        for i in range(count):
+            Image.fromarray(
+                (torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(10 * k + i)) * 255).byte().numpy()
+            ).save(folder / name / f"{i}.png")
 
 
 def prepare(command, folder, cli):
@@ -68,7 +87,8 @@ def prepare(command, folder, cli):
     if "celeba" in command: paint(folder / "data" / "celeba")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("gradcheck ") and c != "gradcheck bench"])      # which test_cli runs
+# which test_cli runs
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("gradcheck ") and c != "gradcheck bench"])
 def test_a_command(command, workplace, cli):
     prepare(command, workplace, cli)
     code, out, err = cli(*shlex.split(shrunk(command))[1:])
@@ -78,7 +98,11 @@ def test_a_command(command, workplace, cli):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("papermill ")])
 def test_papermill(command, workplace):
-    subprocess.run([sys.executable, "-m", *shlex.split(shrunk(command)), "--no-progress-bar", "-k", "python3"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", *shlex.split(shrunk(command)), "--no-progress-bar", "-k", "python3"],
+        check=True,
+        capture_output=True,
+    )
     assert Path("out.ipynb").is_file()
 
 
@@ -101,4 +125,9 @@ def test_links_lead_somewhere():
 
 
 def test_every_notebook_is_listed():
-    for nb in [*(ROOT / "nbs").rglob("[0-9]*.ipynb"), *(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "nbs" / "figures").glob("*.ipynb")]: assert nb.relative_to(ROOT).as_posix() in TEXT, nb.name
+    for nb in [
+        *(ROOT / "nbs").rglob("[0-9]*.ipynb"),
+        *(ROOT / "nbs" / "tutorials").glob("*.ipynb"),
+        *(ROOT / "nbs" / "figures").glob("*.ipynb"),
+    ]:
+        assert nb.relative_to(ROOT).as_posix() in TEXT, nb.name

@@ -22,13 +22,22 @@ from ..pictures import save_png
 # %% ../../nbs/6_app/03_animation.ipynb #883aebf0
 CELL, GAP, LEFT, WIDTH = 128, 6, 66, 960      # pixels
 HEADINGS = ("$x_t$", r"$\hat x_0$", "guidance")
-CHARTS = {"cosine of guidance to the step before": {"cosine": "-"}, "target probability (judge solid, guide dotted)": {"judge": "-", "guide": ":"}}
+CHARTS = {
+    "cosine of guidance to the step before": {"cosine": "-"},
+    "target probability (judge solid, guide dotted)": {"judge": "-", "guide": ":"},
+}
+
 
 class Storyboard:
     "A figure of trajectories (a dict label -> `Trajectory`), for one of their images, that can be turned to any frame."
     def __init__(self, trajectories, image=0, difference=True):
         if not length(trajectories): raise UserError("there is nothing to draw yet; press Sample first.")
-        self.trajectories, self.image, self.difference, self.limit = trajectories, image, difference, limit_of(trajectories)
+        self.trajectories, self.image, self.difference, self.limit = (
+            trajectories,
+            image,
+            difference,
+            limit_of(trajectories),
+        )
         self.times = [f.t for f in next(iter(trajectories.values())).frames[:length(trajectories)]]
         rows = self._rows(0)
         self.top = 26 + 21 * len(trajectories)
@@ -38,18 +47,36 @@ class Storyboard:
             FigureCanvasAgg(self.figure)
             self._draw_words()
             self.pictures = [[self._picture(i, j, p) for j, p in enumerate(row)] for i, row in enumerate(rows.values())]
-            for i, label in enumerate(rows): self._text(LEFT - 8, self.top + i * (CELL + GAP) + CELL / 2, label, ha="right", color=([*COLORS[:len(trajectories)], "0.35"])[i], weight="bold", size=13)
-            self.lines = [line for i, (title, drawn) in enumerate(CHARTS.items()) for line in self._chart(i, title, drawn)]
+            for i, label in enumerate(rows):
+                self._text(
+                    LEFT - 8,
+                    self.top + i * (CELL + GAP) + CELL / 2,
+                    label,
+                    ha="right",
+                    color=([*COLORS[: len(trajectories)], "0.35"])[i],
+                    weight="bold",
+                    size=13,
+                )
+            self.lines = [
+                line for i, (title, drawn) in enumerate(CHARTS.items()) for line in self._chart(i, title, drawn)
+            ]
 
-    def _rows(self, k): return rows_of({label: t.frames[k] for label, t in self.trajectories.items()}, self.image, self.limit, self.difference)
-    def _text(self, x, y, text, **style): return self.figure.text(x / WIDTH, 1 - y / self.height, text, **{"va": "center", "size": 10} | style)
+    def _rows(self, k):
+        return rows_of(
+            {label: t.frames[k] for label, t in self.trajectories.items()}, self.image, self.limit, self.difference
+        )
 
-    def _axes(self, x, y, width, height): return self.figure.add_axes([x / WIDTH, 1 - (y + height) / self.height, width / WIDTH, height / self.height])
+    def _text(self, x, y, text, **style):
+        return self.figure.text(x / WIDTH, 1 - y / self.height, text, **{"va": "center", "size": 10} | style)
+
+    def _axes(self, x, y, width, height):
+        return self.figure.add_axes([x / WIDTH, 1 - (y + height) / self.height, width / WIDTH, height / self.height])
 
     def _draw_words(self):
         for i, (color, (label, t)) in enumerate(zip(COLORS, self.trajectories.items())):
             self._text(LEFT, 16 + 21 * i, f"{label}:  {words(t.spec)}", color=color, weight="bold", size=11)
-        for j, heading in enumerate(HEADINGS): self._text(LEFT + j * (CELL + GAP) + CELL / 2, self.top - 11, heading, ha="center")
+        for j, heading in enumerate(HEADINGS):
+            self._text(LEFT + j * (CELL + GAP) + CELL / 2, self.top - 11, heading, ha="center")
         self.clock = self._text(WIDTH - 20, 16, "", ha="right", size=11, color="0.35")
 
     def _picture(self, row, column, picture):
@@ -87,23 +114,36 @@ def moments(n, most):
     "At most `most` of range(n), evenly spaced, first and last among them."
     return sorted(set(np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()))
 
-def animation(trajectories, path, image=0, difference=True, frames=50, seconds=6.0, colors=128, progress=lambda done, of: None):
-    "Write the trajectories (a dict label -> `Trajectory`) as an endless GIF of `seconds`, and two more on the last frame; returns the number of its frames."
+def animation(
+    trajectories, path, image=0, difference=True, frames=50, seconds=6.0, colors=128, progress=lambda done, of: None
+):
+    """Write the trajectories (a dict label -> `Trajectory`) as an endless GIF of `seconds`, and two more on the last
+    frame; returns the number of its frames."""
     board = Storyboard(trajectories, image, difference)
     shown, pictures = moments(len(board.times), frames), []
     for i, k in enumerate(shown):
         pictures.append(board.at(k))
         progress(i + 1, len(shown))
-    palette = Image.fromarray(np.concatenate(pictures[::max(len(pictures) // 5, 1)] + pictures[-1:])).quantize(colors, Image.Quantize.FASTOCTREE)
+    palette = Image.fromarray(np.concatenate(pictures[:: max(len(pictures) // 5, 1)] + pictures[-1:])).quantize(
+        colors, Image.Quantize.FASTOCTREE
+    )
     pictures = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], loop=0, duration=[round(1000 * seconds / len(shown))] * (len(shown) - 1) + [2000])
+    pictures[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        loop=0,
+        duration=[round(1000 * seconds / len(shown))] * (len(shown) - 1) + [2000],
+    )
     write_bytes(path, buffer.getvalue())
     return len(shown)
 
 # %% ../../nbs/6_app/03_animation.ipynb #1774d873
 def save_all(trajectories, folder, k, image=0, progress=lambda done, of: None):
-    "Write run.safetensors, run.json (see trajectories), step_K.png and film.gif into `folder`; their paths. `progress(done, of)` counts the frames of the film."
+    """Write run.safetensors, run.json (see trajectories), step_K.png and film.gif into `folder`; their paths.
+    `progress(done, of)` counts the frames of the film."""
     paths = [*save_run(trajectories, folder), folder / f"step_{k + 1}.png", folder / "film.gif"]
     save_picture(trajectories, paths[2], k, image)
     animation(trajectories, paths[3], image, progress=progress)

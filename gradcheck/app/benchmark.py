@@ -35,7 +35,10 @@ from ..runs.runs import Local, run, steps_of
 def time_steps(preset="laptop", images=64, repeats=9):
     "Median seconds of one sampling step of `images` images, by variant; the variants take turns `repeats` times."
     variants = {"bare": "unguided", "plain": "plain", "adam": "adam", "x0_hat": "x0_hat", "both": "both"}
-    streams = {name: steps_of(spec_for(preset, "nonrobust", v, steps=400, count=images), range(images)) for name, v in variants.items()}
+    streams = {
+        name: steps_of(spec_for(preset, "nonrobust", v, steps=400, count=images), range(images))
+        for name, v in variants.items()
+    }
     seconds = {name: [] for name in streams}
     for stream in streams.values(): next(stream)                     # warm-up
     for _ in tqdm(range(repeats), desc="sampling steps"):
@@ -75,12 +78,18 @@ def peak_memory(preset="laptop", images=64, micro_batch=64):
 def exhaust(stream): deque(stream, maxlen=0)                             # keeps no step, as the pipeline keeps none
 
 def time_against_diffusers(preset="laptop", images=64, steps=10, repeats=3):
-    "Median seconds per denoiser call: our unguided and plain guided sampler, and `DDPMPipeline` unguided, on the same weights and as many images."
+    """Median seconds per denoiser call: our unguided and plain guided sampler, and `DDPMPipeline` unguided, on the same
+    weights and as many images."""
     spec = spec_for(preset, "nonrobust", "unguided", steps=steps, count=images)
     with TemporaryDirectory() as folder: pipeline = save_pipeline(open_denoiser(spec.denoiser), spec.diffusion, folder)
     pipeline.set_progress_bar_config(disable=True)
-    calls = {"DDPMPipeline, unguided": lambda: pipeline(batch_size=images, num_inference_steps=steps, output_type="np"),
-             "ours, unguided": lambda: exhaust(steps_of(spec, range(images))), "ours, plain": lambda: exhaust(steps_of(spec_for(preset, "nonrobust", "plain", steps=steps, count=images), range(images)))}
+    calls = {
+        "DDPMPipeline, unguided": lambda: pipeline(batch_size=images, num_inference_steps=steps, output_type="np"),
+        "ours, unguided": lambda: exhaust(steps_of(spec, range(images))),
+        "ours, plain": lambda: exhaust(
+            steps_of(spec_for(preset, "nonrobust", "plain", steps=steps, count=images), range(images))
+        ),
+    }
     seconds = {name: [] for name in calls}
     for _ in tqdm(range(repeats + 1), desc="beside diffusers"):
         for name, call in calls.items():
@@ -90,8 +99,13 @@ def time_against_diffusers(preset="laptop", images=64, steps=10, repeats=3):
     return {name: statistics.median(s[1:]) for name, s in seconds.items()}
 
 def time_cluster(preset="laptop", chunk=16, chunks=4, steps=20):
-    "Seconds for the same chunks of an x0-hat run in one process with one thread, and on a local Dask cluster of two workers; and whether they left the same bytes."
-    spec, threads, seconds = spec_for(preset, "nonrobust", "x0_hat", steps=steps, count=chunk * chunks), torch.get_num_threads(), {}
+    """Seconds for the same chunks of an x0-hat run in one process with one thread, and on a local Dask cluster of two
+    workers; and whether they left the same bytes."""
+    spec, threads, seconds = (
+        spec_for(preset, "nonrobust", "x0_hat", steps=steps, count=chunk * chunks),
+        torch.get_num_threads(),
+        {},
+    )
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder, Dask("local", workers=2) as cluster:
         for name, engine in (("one process", Local()), ("two workers", cluster)):
@@ -120,14 +134,26 @@ def time_training(preset="laptop", steps=8):
     return statistics.median(worked[2:]), statistics.median(waited[2:])
 
 def benchmark(preset="laptop", images=64, threads=2, repeats=9):
-    "A dict of everything measured, for `json.dumps`: seconds and ratios of sampling steps, data and training rates, peak memory, the machine."
+    """A dict of everything measured, for `json.dumps`: seconds and ratios of sampling steps, data and training rates,
+    peak memory, the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try: seconds, (work, wait) = time_steps(preset, images, repeats), time_training(preset)
     finally: torch.set_num_threads(before)
     peak = {n: peak_memory(preset, n, images) for n in (images, 4 * images)}
     extras = [name for name in ("diffusers", "distributed") if find_spec(name)]
-    return provenance() | dict(preset=preset, images=images, threads=threads, step_seconds=seconds, ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
-                data_images_per_second_one_thread=time_data(), training_step_seconds=work, training_wait_for_data_seconds=wait,
-                peak_gib_of_x0_hat_step_by_images=peak, seconds_per_denoiser_call=time_against_diffusers(preset, images, repeats=min(repeats, 5)) if "diffusers" in extras else {},
-                cluster=time_cluster(preset, steps=2 * min(repeats, 10)) if "distributed" in extras else {})
+    return provenance() | dict(
+        preset=preset,
+        images=images,
+        threads=threads,
+        step_seconds=seconds,
+        ratio_to_bare={k: v / seconds["bare"] for k, v in seconds.items()},
+        data_images_per_second_one_thread=time_data(),
+        training_step_seconds=work,
+        training_wait_for_data_seconds=wait,
+        peak_gib_of_x0_hat_step_by_images=peak,
+        seconds_per_denoiser_call=time_against_diffusers(preset, images, repeats=min(repeats, 5))
+        if "diffusers" in extras
+        else {},
+        cluster=time_cluster(preset, steps=2 * min(repeats, 10)) if "distributed" in extras else {},
+    )

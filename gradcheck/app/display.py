@@ -24,66 +24,132 @@ def path(xs, ys):
     return " ".join(f"{'L' if i and known[i - 1] else 'M'}{p[0]:.1f},{p[1]:.1f}" for i, p in enumerate(known) if p)
 
 def chart(title, curves, times, low=0.0, at=None):
-    "An SVG of curves over all `times` of a run, from `low` to 1; `curves` is a list of (name, values so far, colour, dashed), `at` the index of the marked step."
+    """An SVG of curves over all `times` of a run, from `low` to 1; `curves` is a list of (name, values so far, colour,
+    dashed), `at` the index of the marked step."""
     def x(k): return X + WIDE * np.asarray(k) / max(len(times) - 1, 1)
     def y(v): return Y + HIGH * (1 - np.asarray(v, float)) / (1 - low)
     parts = [f"<text x='0' y='12' class='gc-title'>{escape(title)}</text>"]
-    for v in sorted({0.0, 0.5, 1.0} | ({-0.5} if low < -0.5 else set())): parts.append(f"<path d='M{X},{y(v):.1f}h{WIDE}' class='gc-grid'/><text x='{X - 6}' y='{y(v) + 4:.1f}' text-anchor='end'>{v:g}</text>")
-    for k in (0, len(times) // 2, len(times) - 1): parts.append(f"<text x='{x(k):.1f}' y='{Y + HIGH + 15}' text-anchor='middle'>{'t = ' if k == 0 else ''}{times[k]}</text>")
+    for v in sorted({0.0, 0.5, 1.0} | ({-0.5} if low < -0.5 else set())):
+        parts.append(
+            f"<path d='M{X},{y(v):.1f}h{WIDE}' class='gc-grid'/><text x='{X - 6}' y='{y(v) + 4:.1f}' "
+            f"text-anchor='end'>{v:g}</text>"
+        )
+    for k in (0, len(times) // 2, len(times) - 1):
+        parts.append(
+            f"<text x='{x(k):.1f}' y='{Y + HIGH + 15}' text-anchor='middle'>{'t = ' if k == 0 else ''}{times[k]}</text>"
+        )
     if at is not None: parts.append(f"<path d='M{x(at):.1f},{Y}v{HIGH}' class='gc-now'/>")
     for name, values, color, dashed in curves:
-        parts.append(f"<path d='{path(x(range(len(values))), y(values))}' stroke='{color}' class='gc-curve{' gc-dashed' if dashed else ''}'><title>{escape(name)}</title></path>")
-        if at is not None and at < len(values) and np.isfinite(values[at]): parts.append(f"<circle cx='{x(at):.1f}' cy='{y(values[at]):.1f}' r='4' fill='{color}'/>")
+        parts.append(
+            f"<path d='{path(x(range(len(values))), y(values))}' stroke='{color}' "
+            f"class='gc-curve{' gc-dashed' if dashed else ''}'><title>{escape(name)}</title></path>"
+        )
+        if at is not None and at < len(values) and np.isfinite(values[at]):
+            parts.append(f"<circle cx='{x(at):.1f}' cy='{y(values[at]):.1f}' r='4' fill='{color}'/>")
     return f"<svg viewBox='0 0 {X + WIDE + 14} {Y + HIGH + 20}' role='img' aria-label='{escape(title, quote=True)}' class='gc-chart'>{''.join(parts)}</svg>"
 
 # %% ../../nbs/6_app/02_display.ipynb #f9ee019a
-def picture(pixels, alt): return f"<img class='gc-pixels' decoding='sync' alt='{escape(alt, quote=True)}' src='data:image/png;base64,{base64.b64encode(png(pixels)).decode()}'>"
+def picture(pixels, alt):
+    return f"<img class='gc-pixels' decoding='sync' alt='{escape(alt, quote=True)}' src='data:image/png;base64,{base64.b64encode(png(pixels)).decode()}'>"
+
 
 def percent(p): return "" if p != p else f"{100 * p:.0f} %"
 
 def facts(label, color, trajectory, k, image):
-    "What a row of pictures is: the setting, and numbers of its frame `k` (-1: before the first step) as means over the images."
+    """What a row of pictures is: the setting, and numbers of its frame `k` (-1: before the first step) as means over
+    the images."""
     def mean(name): return f"{trajectory.mean(name)[k]:.2f}" if k >= 0 else "–"
     energy = f"{trajectory.mean('energy')[:k + 1].sum():.1f}" if k >= 0 else "–"
-    table = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in
-                    (("cosine", mean("cosine").replace("nan", "–")), ("target, judge", mean("judge")), ("target, guide", mean("guide")), ("energy so far", energy)))
+    table = "".join(
+        f"<tr><td>{name}</td><td>{value}</td></tr>"
+        for name, value in (
+            ("cosine", mean("cosine").replace("nan", "–")),
+            ("target, judge", mean("judge")),
+            ("target, guide", mean("guide")),
+            ("energy so far", energy),
+        )
+    )
     return f"<div class='gc-facts'><b class='gc-badge' style='background:{color}'>{escape(label)}</b> {escape(words(trajectory.spec))}<table>{table}</table></div>"
 
+
 def board(trajectories, first, k, image):
-    "The table of pictures at frame `k` (-1: the frame `first`, before any step): a row per setting, one for their difference."
+    """The table of pictures at frame `k` (-1: the frame `first`, before any step): a row per setting, one for their
+    difference."""
     frames = {label: t.frames[k] if k >= 0 else first for label, t in trajectories.items()}
     rows = rows_of(frames, image, limit_of(trajectories))
     told = [facts(label, color, t, k, image) for color, (label, t) in zip(COLORS, trajectories.items())]
-    told += [f"<div class='gc-facts'><b class='gc-badge gc-grey'>{' − '.join(reversed(rows_names))}</b> same noise, so all that differs is guidance; red: more, blue: less</div>" for rows_names in [list(frames)] if len(frames) == 2]
-    cells = "".join(text + "".join(picture(p, f"{label}, {name}") for name, p in zip(("x_t", "x0-hat", "guidance map"), row)) for text, (label, row) in zip(told, rows.items()))
-    heads = "".join(f"<span class='gc-head'>{h}</span>" for h in ("", f"x<sub>t</sub>, t = {frames[next(iter(frames))].t}", "x̂<sub>0</sub>", "guidance map" if k < 0 or any(f.peak > 0 for f in frames.values()) else "no guidance"))
+    told += [
+        f"<div class='gc-facts'><b class='gc-badge gc-grey'>{' − '.join(reversed(rows_names))}</b> same noise, so all "
+        "that differs is guidance; red: more, blue: less</div>"
+        for rows_names in [list(frames)]
+        if len(frames) == 2
+    ]
+    cells = "".join(
+        text + "".join(picture(p, f"{label}, {name}") for name, p in zip(("x_t", "x0-hat", "guidance map"), row))
+        for text, (label, row) in zip(told, rows.items())
+    )
+    heads = "".join(
+        f"<span class='gc-head'>{h}</span>"
+        for h in (
+            "",
+            f"x<sub>t</sub>, t = {frames[next(iter(frames))].t}",
+            "x̂<sub>0</sub>",
+            "guidance map" if k < 0 or any(f.peak > 0 for f in frames.values()) else "no guidance",
+        )
+    )
     return f"<div class='gc-board'>{heads}{cells}</div>"
 
 def strip(trajectories, first, k, image):
-    "x0-hat of all images at frame `k`, a row per setting, the judge's target probability under each; image `image` is marked."
+    """x0-hat of all images at frame `k`, a row per setting, the judge's target probability under each; image `image` is
+    marked."""
     rows = []
     for color, (label, t) in zip(COLORS, trajectories.items()):
         f = t.frames[k] if k >= 0 else first
-        cells = "".join(f"<figure class='{'gc-chosen' if i == image else ''}'>{picture(x.permute(1, 2, 0).numpy(), f'{label}, x0-hat of image {i}')}<figcaption>{percent(f.judge[i].item()) or '–'}</figcaption></figure>" for i, x in enumerate(f.x0_hat))
-        rows.append(f"<div class='gc-strip'><b class='gc-badge' style='background:{color}'>{escape(label)}</b>{cells}</div>")
-    return "<div class='gc-head'>x̂<sub>0</sub> of all images, and the judge's probability of the target</div>" + "".join(rows)
+        cells = "".join(
+            "<figure "
+            f"class='{'gc-chosen' if i == image else ''}'>{picture(x.permute(1, 2, 0).numpy(), f'{label}, x0-hat of image {i}')}<figcaption>{percent(f.judge[i].item()) or '–'}</figcaption></figure>"
+            for i, x in enumerate(f.x0_hat)
+        )
+        rows.append(
+            f"<div class='gc-strip'><b class='gc-badge' style='background:{color}'>{escape(label)}</b>{cells}</div>"
+        )
+    return (
+        "<div class='gc-head'>x̂<sub>0</sub> of all images, and the judge's probability of the target</div>"
+        + "".join(rows)
+    )
 
 # %% ../../nbs/6_app/02_display.ipynb #91811933
 def curves(trajectories, k):
-    "The two charts at frame `k`: cosine, and target probability (judge solid, guide dashed), means over the images, as far as they are known."
+    """The two charts at frame `k`: cosine, and target probability (judge solid, guide dashed), means over the images,
+    as far as they are known."""
     n, some = length(trajectories), next(iter(trajectories.values())).spec
     times = [t for t, _ in some.diffusion.timesteps(some.steps)]
-    def drawn(name): return [(f"{label}, {name}", t.mean(name)[:n], color, name == "guide") for color, (label, t) in zip(COLORS, trajectories.items()) if n]
+
+    def drawn(name):
+        return [
+            (f"{label}, {name}", t.mean(name)[:n], color, name == "guide")
+            for color, (label, t) in zip(COLORS, trajectories.items())
+            if n
+        ]
+
     at = k if k >= 0 else None
-    return (chart("cosine of guidance to the step before", drawn("cosine"), times, lowest(trajectories, ["cosine"]), at)
-            + chart("target probability: judge (solid), guide (dashed)", drawn("guide") + drawn("judge"), times, 0.0, at))
+    return chart(
+        "cosine of guidance to the step before", drawn("cosine"), times, lowest(trajectories, ["cosine"]), at
+    ) + chart("target probability: judge (solid), guide (dashed)", drawn("guide") + drawn("judge"), times, 0.0, at)
+
 
 def screen(trajectories, first, k, image):
     "All that is drawn at frame `k` as HTML; `first` is the frame before the first step, shown where k is -1."
     return f"<div class='gc-screen'>{board(trajectories, first, k, image)}<div class='gc-charts'>{curves(trajectories, k)}</div></div>{strip(trajectories, first, k, image)}"
 
-COPY = ("<button class='jupyter-button widget-button' style='width: 120px' onclick=\"const pre = this.parentElement.querySelector('pre'), done = () => { this.textContent = 'Copied'; setTimeout(() => { this.textContent = 'Copy as code' }, 3000) }, select = () => getSelection().selectAllChildren(pre); "
-        "navigator.clipboard ? navigator.clipboard.writeText(pre.textContent).then(done, select) : (select(), document.execCommand('copy') && done())\">Copy as code</button>")      # selects, where the browser does not let it copy
+
+COPY = (
+    "<button class='jupyter-button widget-button' style='width: 120px' onclick=\"const pre = "
+    "this.parentElement.querySelector('pre'), done = () => { this.textContent = 'Copied'; setTimeout(() => { "
+    "this.textContent = 'Copy as code' }, 3000) }, select = () => getSelection().selectAllChildren(pre); "
+    "navigator.clipboard ? navigator.clipboard.writeText(pre.textContent).then(done, select) : (select(), "
+    "document.execCommand('copy') && done())\">Copy as code</button>"
+)      # selects, where the browser does not let it copy
 
 STYLE_SHEET = """<style>
 .gc-screen { display: flex; flex-wrap: wrap; gap: 10px 18px; align-items: flex-start; }

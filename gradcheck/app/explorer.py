@@ -27,17 +27,43 @@ from ..paper.variants import VARIANTS
 STEPS, IMAGES, ENERGY_WANTED = 50, 8, 40.0
 EQUAL = {"robust": {"unguided": 0.0, "plain": 140.0, "x0_hat": 6.2, "adam": 0.142, "both": 0.085},
          "nonrobust": {"unguided": 0.0, "plain": 2.0, "x0_hat": 4.6, "adam": 0.0419, "both": 0.09}}
-TRIES = {   # name -> (what to look for, role and variant of A, and of B)
-    "1. What goes wrong: robust | non-robust": ("Both classifiers look at the noisy image and push equally hard. Whose guidance keeps its direction from step to step (cosine)? Whose judge agrees in the end?", ("robust", "plain"), ("nonrobust", "plain")),
-    "2. What repairs it: plain | x̂₀ + ADAM": ("One classifier that never saw noise, twice: plain, and with the paper's two techniques. Compare the guidance maps: which of them draws a ball?", ("nonrobust", "plain"), ("nonrobust", "both")),
-    "3. x̂₀ alone: plain | x̂₀": ("Now the classifier sees the denoised prediction instead of the noisy image, without ADAM. Is the cosine as high? Does the judge follow?", ("nonrobust", "plain"), ("nonrobust", "x0_hat")),
-    "4. ADAM alone: plain | ADAM": ("ADAM makes any guidance steady. Steady, but where to? Watch the cosine beside the judge.", ("nonrobust", "plain"), ("nonrobust", "adam")),
+TRIES = {  # name -> (what to look for, role and variant of A, and of B)
+    "1. What goes wrong: robust | non-robust": (
+        "Both classifiers look at the noisy image and push equally hard. Whose guidance keeps its direction from step "
+        "to step (cosine)? Whose judge agrees in the end?",
+        ("robust", "plain"),
+        ("nonrobust", "plain"),
+    ),
+    "2. What repairs it: plain | x̂₀ + ADAM": (
+        "One classifier that never saw noise, twice: plain, and with the paper's two techniques. Compare the guidance "
+        "maps: which of them draws a ball?",
+        ("nonrobust", "plain"),
+        ("nonrobust", "both"),
+    ),
+    "3. x̂₀ alone: plain | x̂₀": (
+        "Now the classifier sees the denoised prediction instead of the noisy image, without ADAM. Is the cosine as "
+        "high? Does the judge follow?",
+        ("nonrobust", "plain"),
+        ("nonrobust", "x0_hat"),
+    ),
+    "4. ADAM alone: plain | ADAM": (
+        "ADAM makes any guidance steady. Steady, but where to? Watch the cosine beside the judge.",
+        ("nonrobust", "plain"),
+        ("nonrobust", "adam"),
+    ),
 }
 
 # %% ../../nbs/6_app/04_explorer.ipynb #fa4d164b
 def control(kind, description, tooltip="", **options):
     "A widget with a visible label."
-    return kind(description=description, tooltip=tooltip or None, style=dict(description_width="78px"), layout=dict(width="250px"), **options)
+    return kind(
+        description=description,
+        tooltip=tooltip or None,
+        style=dict(description_width="78px"),
+        layout=dict(width="250px"),
+        **options,
+    )
+
 
 class Controls(widgets.VBox):
     "The controls of one setting; `spec(**shared)` is the `RunSpec` that they say, `choose(role, variant)` sets them."
@@ -45,23 +71,44 @@ class Controls(widgets.VBox):
         self.preset, roles = preset, list(preset.classifiers)
         names = class_names(classifier_card(preset.classifiers[roles[-1]], preset.shape))
         self.classifier = control(widgets.Dropdown, "classifier", options=[(ROLES[r][0], r) for r in roles])
-        self.target = control(widgets.Dropdown, "target", options=[(n, i) for i, n in enumerate(names)], value=min(2, len(names) - 1))
-        self.where = control(widgets.Dropdown, "where", "what the classifier sees", options=[(INPUTS.get(w, w), w) for w in WHERE])
-        self.stabilizer = control(widgets.Dropdown, "stabilizer", options=[(s.rpartition(":")[2], s) for s in (*STABILIZERS, *stabilizers)])
+        self.target = control(
+            widgets.Dropdown, "target", options=[(n, i) for i, n in enumerate(names)], value=min(2, len(names) - 1)
+        )
+        self.where = control(
+            widgets.Dropdown, "where", "what the classifier sees", options=[(INPUTS.get(w, w), w) for w in WHERE]
+        )
+        self.stabilizer = control(
+            widgets.Dropdown, "stabilizer", options=[(s.rpartition(":")[2], s) for s in (*STABILIZERS, *stabilizers)]
+        )
         self.scale = control(widgets.FloatText, "scale", "guidance scale s", value=1.0)
         for w in (self.classifier, self.where, self.stabilizer): w.observe(lambda _: self._follow(), "value")
         super().__init__([self.classifier, self.target, self.where, self.stabilizer, self.scale])
         self._follow()
 
     def _follow(self):
-        chosen = dict(where=self.where.value) | ({} if self.stabilizer.value == "none" else dict(stabilizer=self.stabilizer.value))
+        chosen = dict(where=self.where.value) | (
+            {} if self.stabilizer.value == "none" else dict(stabilizer=self.stabilizer.value)
+        )
         variant = next((v for v, fields in VARIANTS.items() if fields == chosen), None)
         self.scale.value = (self.preset.scales or {}).get(self.classifier.value, {}).get(variant, self.scale.value)
 
-    def choose(self, role, variant): self.classifier.value, (self.where.value, self.stabilizer.value) = role, [VARIANTS[variant].get(k, "none") for k in ("where", "stabilizer")]
+    def choose(self, role, variant):
+        self.classifier.value, (self.where.value, self.stabilizer.value) = (
+            role,
+            [VARIANTS[variant].get(k, "none") for k in ("where", "stabilizer")],
+        )
 
     def spec(self, **shared):
-        return spec_for(self.preset, self.classifier.value, "plain", target=self.target.value, where=self.where.value, stabilizer=self.stabilizer.value, scale=self.scale.value, **shared)
+        return spec_for(
+            self.preset,
+            self.classifier.value,
+            "plain",
+            target=self.target.value,
+            where=self.where.value,
+            stabilizer=self.stabilizer.value,
+            scale=self.scale.value,
+            **shared,
+        )
 
 # %% ../../nbs/6_app/04_explorer.ipynb #668f4fbd
 class Worker:
@@ -90,16 +137,31 @@ class Screen(widgets.VBox):
     "`trajectories` (label -> `Trajectory`) under a slider: pictures, curves, and the code that makes them."
     def __init__(self):
         self.trajectories, self.first, self.reached, self.lock = {}, None, 0, threading.Lock()
-        self.step = widgets.IntSlider(description="step", min=0, max=STEPS, layout=dict(width="min(620px, 95%)"), style=dict(description_width="40px"))
-        self.image = widgets.BoundedIntText(description="show image", value=1, min=1, max=IMAGES, layout=dict(width="150px"))
+        self.step = widgets.IntSlider(
+            description="step",
+            min=0,
+            max=STEPS,
+            layout=dict(width="min(620px, 95%)"),
+            style=dict(description_width="40px"),
+        )
+        self.image = widgets.BoundedIntText(
+            description="show image", value=1, min=1, max=IMAGES, layout=dict(width="150px")
+        )
         self.pictures, self.code = widgets.HTML(layout=dict(width="auto")), widgets.HTML(layout=dict(width="auto"))
         for w in (self.step, self.image): w.observe(lambda _: self.draw(), "value")
-        super().__init__([widgets.HBox([self.step, self.image], layout=dict(flex_flow="row wrap")), self.pictures, self.code])
+        super().__init__(
+            [widgets.HBox([self.step, self.image], layout=dict(flex_flow="row wrap")), self.pictures, self.code]
+        )
 
     def show(self, specs, device):
         "Begin anew with the noise of some settings (a dict label -> `RunSpec`)."
         first = before(next(iter(specs.values())), device)
-        with self.lock: self.trajectories, self.first, self.reached = {label: Trajectory(spec) for label, spec in specs.items()}, first, 0
+        with self.lock:
+            self.trajectories, self.first, self.reached = (
+                {label: Trajectory(spec) for label, spec in specs.items()},
+                first,
+                0,
+            )
         self.step.value, self.step.max, self.image.max = 0, min(spec.steps for spec in specs.values()), len(first.x_t)
         self.code.value = f"<div class='gc-code'>{COPY}<pre>{escape(code_of(specs))}</pre></div>"
         self.draw()
@@ -112,42 +174,92 @@ class Screen(widgets.VBox):
 
     def draw(self):
         with self.lock:
-            if self.first: self.pictures.value = screen(self.trajectories, self.first, min(self.step.value, length(self.trajectories)) - 1, min(self.image.value, len(self.first.x_t)) - 1)
+            if self.first:
+                self.pictures.value = screen(
+                    self.trajectories,
+                    self.first,
+                    min(self.step.value, length(self.trajectories)) - 1,
+                    min(self.image.value, len(self.first.x_t)) - 1,
+                )
 
 # %% ../../nbs/6_app/04_explorer.ipynb #3be4b887
 def shared_controls(preset):
     "name -> widget of what A and B have in common; steps, seed and count are fields of `RunSpec`."
     T = denoiser_card(preset.denoiser).get("diffusion", {}).get("T", 400)
-    return dict(steps=control(widgets.BoundedIntText, "steps", f"at most T = {T}", value=min(STEPS, T), min=1, max=T), seed=control(widgets.IntText, "seed", "of x_T and of the noise of every step", value=0),
-                count=control(widgets.BoundedIntText, "images", "curves are means over them", value=IMAGES, min=1, max=IMAGES),
-                energy=control(widgets.FloatText, "energy", "that Equal energy aims at", value=round(ENERGY_WANTED * preset.energy_unit, 1)),
-                both=control(widgets.Checkbox, "A | B", "two settings side by side", value=True))
+    return dict(
+        steps=control(widgets.BoundedIntText, "steps", f"at most T = {T}", value=min(STEPS, T), min=1, max=T),
+        seed=control(widgets.IntText, "seed", "of x_T and of the noise of every step", value=0),
+        count=control(widgets.BoundedIntText, "images", "curves are means over them", value=IMAGES, min=1, max=IMAGES),
+        energy=control(
+            widgets.FloatText, "energy", "that Equal energy aims at", value=round(ENERGY_WANTED * preset.energy_unit, 1)
+        ),
+        both=control(widgets.Checkbox, "A | B", "two settings side by side", value=True),
+    )
 
-def column(label, color, *controls): return widgets.VBox([widgets.HTML(f"<b class='gc-badge' style='background:{color}'>{label}</b>"), *controls])
+def column(label, color, *controls):
+    return widgets.VBox([widgets.HTML(f"<b class='gc-badge' style='background:{color}'>{label}</b>"), *controls])
 
 # %% ../../nbs/6_app/04_explorer.ipynb #0227e499
 class Face(widgets.VBox):
     "What the explorer looks like, and what its controls say; `acts` are the functions of its buttons, by name."
     def __init__(self, preset, stabilizers, acts):
-        self.settings, self.shared, self.screen = {label: Controls(preset, stabilizers) for label in "AB"}, shared_controls(preset), Screen()
-        self.buttons = {name: widgets.Button(description=name, layout=dict(width="120px"), button_style="primary" if name == "Sample" else "") for name in acts}
+        self.settings, self.shared, self.screen = (
+            {label: Controls(preset, stabilizers) for label in "AB"},
+            shared_controls(preset),
+            Screen(),
+        )
+        self.buttons = {
+            name: widgets.Button(
+                description=name, layout=dict(width="120px"), button_style="primary" if name == "Sample" else ""
+            )
+            for name in acts
+        }
         for name, act in acts.items(): self.buttons[name].on_click(lambda _, act=act: act())
-        self.progress, self.status = widgets.IntProgress(layout=dict(width="170px")), widgets.HTML(layout=dict(width="auto"))
-        known = {name: pairs for name, (_, *pairs) in TRIES.items() if {role for role, _ in pairs} <= set(preset.classifiers)}
-        self.tries, self.hint = widgets.Dropdown(description="try", options=known, layout=dict(width="420px", display=None if known else "none"), style=dict(description_width="30px")), widgets.HTML(layout=dict(width="auto"))
+        self.progress, self.status = (
+            widgets.IntProgress(layout=dict(width="170px")),
+            widgets.HTML(layout=dict(width="auto")),
+        )
+        known = {
+            name: pairs for name, (_, *pairs) in TRIES.items() if {role for role, _ in pairs} <= set(preset.classifiers)
+        }
+        self.tries, self.hint = (
+            widgets.Dropdown(
+                description="try",
+                options=known,
+                layout=dict(width="420px", display=None if known else "none"),
+                style=dict(description_width="30px"),
+            ),
+            widgets.HTML(layout=dict(width="auto")),
+        )
         self.tries.observe(lambda _: self.follow(), "value")
         self.shared["both"].observe(lambda _: self.fold(), "value")
         self.follow()
-        self.columns = [*(column(label, color, controls) for (label, controls), color in zip(self.settings.items(), COLORS)), column("both", "#666", *self.shared.values())]
+        self.columns = [
+            *(column(label, color, controls) for (label, controls), color in zip(self.settings.items(), COLORS)),
+            column("both", "#666", *self.shared.values()),
+        ]
         wrap = dict(flex_flow="row wrap", align_items="center")
-        super().__init__([widgets.HTML(STYLE_SHEET), self.tries, self.hint, widgets.HBox(self.columns, layout=dict(flex_flow="row wrap")), widgets.HBox([*self.buttons.values(), self.progress], layout=wrap), self.status, self.screen])
+        super().__init__(
+            [
+                widgets.HTML(STYLE_SHEET),
+                self.tries,
+                self.hint,
+                widgets.HBox(self.columns, layout=dict(flex_flow="row wrap")),
+                widgets.HBox([*self.buttons.values(), self.progress], layout=wrap),
+                self.status,
+                self.screen,
+            ]
+        )
         self.add_class("gc-explorer")
 
-    def say(self, sentence): self.status.value = f"<div class='gc-status' role='status' aria-live='polite'>{escape(sentence)}</div>"
+    def say(self, sentence):
+        self.status.value = f"<div class='gc-status' role='status' aria-live='polite'>{escape(sentence)}</div>"
 
     def follow(self):
         "Set A and B to what there is to try."
-        pairs = self.tries.value or [(list(self.settings["A"].preset.classifiers)[-1], variant) for variant in ("plain", "both")]
+        pairs = self.tries.value or [
+            (list(self.settings["A"].preset.classifiers)[-1], variant) for variant in ("plain", "both")
+        ]
         for controls, (role, variant) in zip(self.settings.values(), pairs): controls.choose(role, variant)
         self.hint.value = f"<div class='gc-help'>{escape(TRIES[self.tries.label][0]) if self.tries.value else ''}</div>"
 
@@ -157,7 +269,9 @@ class Face(widgets.VBox):
         "Which buttons make sense, while idle and while sampling."
         n = length(self.screen.trajectories)
         self.buttons["Stop"].disabled, self.buttons["Save"].disabled = idle, not (idle and n)
-        self.buttons["Equal energy"].disabled = not (idle and all(n == t.spec.steps for t in self.screen.trajectories.values()))
+        self.buttons["Equal energy"].disabled = not (
+            idle and all(n == t.spec.steps for t in self.screen.trajectories.values())
+        )
 
     def specs(self):
         "label -> `RunSpec` of what the controls say."
@@ -171,7 +285,11 @@ class Explorer(Face):
     "The explorer of a preset: a widget that samples, stops, makes energies equal, and saves into the folder `out`."
     def __init__(self, preset, stabilizers=(), device="cpu", out="results/explorer"):
         self.device, self.out, self.worker = device, out, Worker(self.rest)
-        super().__init__(preset, stabilizers, {"Sample": self.sample, "Stop": self.worker.stop, "Equal energy": self.equalise, "Save": self.save})
+        super().__init__(
+            preset,
+            stabilizers,
+            {"Sample": self.sample, "Stop": self.worker.stop, "Equal energy": self.equalise, "Save": self.save},
+        )
         self.screen.show(self.specs(), device)
         self.rest("This is the noise that sampling starts from. Press Sample.")
 
@@ -196,14 +314,22 @@ class Explorer(Face):
                 self.screen.advance(trajectories)
                 drawn = time.monotonic()
         self.screen.advance(trajectories if self.progress.value else self.screen.trajectories)
-        self.rest(f"{'Done' if self.progress.value == steps else 'Stopped'} after {self.progress.value} of {steps} steps and {time.monotonic() - started:.1f} s. Drag the slider to look back.")
+        self.rest(
+            f"{'Done' if self.progress.value == steps else 'Stopped'} after {self.progress.value} of {steps} steps and "
+            f"{time.monotonic() - started:.1f} s. Drag the slider to look back."
+        )
 
     def equalise(self):
-        "Scales at which the settings on the screen would inject the wanted energy, if it were proportional to the scale."
+        """Scales at which the settings on the screen would inject the wanted energy, if it were proportional to the
+        scale."""
         for label, t in self.screen.trajectories.items():
             energy = t.curve("energy").sum(0).mean().item()
-            if energy > 0: self.settings[label].scale.value = float(f"{t.spec.scale * self.shared['energy'].value / energy:.3g}")
-        self.say("The scales are set so that both would push equally hard, to first order. Press Sample; press again if the energies still differ.")
+            if energy > 0:
+                self.settings[label].scale.value = float(f"{t.spec.scale * self.shared['energy'].value / energy:.3g}")
+        self.say(
+            "The scales are set so that both would push equally hard, to first order. Press Sample; press again if the "
+            "energies still differ."
+        )
 
     def _save(self, stop):
         from gradcheck.app.animation import save_all      # matplotlib takes a second; the explorer starts without it
@@ -211,15 +337,22 @@ class Explorer(Face):
             if stop(): raise UserError(f"Stopped; there is no film in {folder}")
             self.progress.value, self.progress.max = done, of
         trajectories = self.screen.trajectories
-        folder = project_root() / self.out / "-".join([*(t.spec.key[:8] for t in trajectories.values()), f"{length(trajectories)}steps"])
+        folder = (
+            project_root()
+            / self.out
+            / "-".join([*(t.spec.key[:8] for t in trajectories.values()), f"{length(trajectories)}steps"])
+        )
         self.ready(False)
         self.say("Saving …")
-        paths = save_all(trajectories, folder, max(self.screen.step.value, 1) - 1, self.screen.image.value - 1, progress)
+        paths = save_all(
+            trajectories, folder, max(self.screen.step.value, 1) - 1, self.screen.image.value - 1, progress
+        )
         self.rest(f"Saved {', '.join(p.name for p in paths)} in {folder}")
 
 # %% ../../nbs/6_app/04_explorer.ipynb #12663549
 def explore(preset="laptop", stabilizers=(), device="auto", out="results/explorer", **models):
-    """The explorer, as a widget. `stabilizers` are offered in addition (MODULE:CLASS or FILE.py:CLASS);
-    `models` of your own are `denoiser`, `classifier`, `robust` and `judge`, named as in catalogue. `UserError` for names that are none."""
+    """The explorer, as a widget. `stabilizers` are offered in addition (MODULE:CLASS or FILE.py:CLASS); `models` of
+    your own are `denoiser`, `classifier`, `robust` and `judge`, named as in catalogue. `UserError` for names that
+    are none."""
     p = preset_for(preset, **models)
     return Explorer(replace(p, scales=p.scales and EQUAL), stabilizers, pick_device(device), out)

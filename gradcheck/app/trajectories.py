@@ -26,8 +26,10 @@ from ..runs.specs import RunSpec
 # %% ../../nbs/6_app/01_trajectories.ipynb #a46e1046
 @dataclass(frozen=True)
 class Frame:
-    """One step of N images: x_t, x0_hat and x_prev, uint8 (N, 3, H, W); `shift`, what guidance adds to x_prev, its channels summed, float16 (N, H, W),
-    and `peak`, the 99.9 % quantile of its size; `cosine` of the guidance to that of the step before, `energy` (the norm of the shift), and the target probability of clipped x0-hat by `guide` and `judge`, each (N,)."""
+    """One step of N images: x_t, x0_hat and x_prev, uint8 (N, 3, H, W); `shift`, what guidance adds to x_prev, its
+    channels summed, float16 (N, H, W), and `peak`, the 99.9 % quantile of its size; `cosine` of the guidance to that
+    of the step before, `energy` (the norm of the shift), and the target probability of clipped x0-hat by `guide` and
+    `judge`, each (N,)."""
     t: int
     x_t: torch.Tensor
     x0_hat: torch.Tensor
@@ -44,16 +46,38 @@ def frames_of(spec, device="cpu"):
     asked = dict(zip(("guide", "judge"), models(spec, device)[1:]))
     for step, row in measure(steps_of(spec, range(spec.count), device)):
         x0 = step.x0_hat.clamp(-1, 1)
-        probability = {name: class_probabilities(judgement(model, x0))[:, spec.target].cpu() for name, model in asked.items()}
+        probability = {
+            name: class_probabilities(judgement(model, x0))[:, spec.target].cpu() for name, model in asked.items()
+        }
         pictures = (images_to_uint8(x).cpu() for x in (step.x_t, x0, step.x_prev))
         shift = step.shift.sum(1).cpu()
-        yield Frame(step.t, *pictures, shift.half(), shift.abs().flatten().quantile(0.999), row["cosine"], row["energy"], **probability)
+        yield Frame(
+            step.t,
+            *pictures,
+            shift.half(),
+            shift.abs().flatten().quantile(0.999),
+            row["cosine"],
+            row["energy"],
+            **probability,
+        )
+
 
 def before(spec, device="cpu"):
     "The frame before the first step: x_T, an empty x0-hat, and nothing known."
     x_T = images_to_uint8(start_of(spec, image_generators(spec.seed, range(spec.count)), device)).cpu()
     nothing = torch.full((spec.count,), torch.nan)
-    return Frame(spec.diffusion.T - 1, x_T, torch.full_like(x_T, 247), x_T, torch.zeros_like(x_T[:, 0]).half(), torch.tensor(0.0), nothing, nothing, nothing, nothing)
+    return Frame(
+        spec.diffusion.T - 1,
+        x_T,
+        torch.full_like(x_T, 247),
+        x_T,
+        torch.zeros_like(x_T[:, 0]).half(),
+        torch.tensor(0.0),
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+    )
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #c88f85cf
 @dataclass
@@ -65,13 +89,17 @@ class Trajectory:
     def curve(self, name): return torch.stack([getattr(f, name) for f in self.frames])        # (frames, N, ...)
     def mean(self, name): return self.curve(name).nanmean(1).numpy()                          # over images, (frames,)
 
-def lowest(trajectories, names): return min([0.0, *(float(v) for t in trajectories.values() for name in names if t.frames for v in t.mean(name) if v == v)])
+def lowest(trajectories, names):
+    return min(
+        [0.0, *(float(v) for t in trajectories.values() for name in names if t.frames for v in t.mean(name) if v == v)]
+    )
+
 
 def length(trajectories): return min(len(t.frames) for t in trajectories.values())
 
 def record(specs, stop=lambda: False, device="cpu"):
-    """Yields label -> `Trajectory` after each step of all settings (a dict label -> `RunSpec`), the same dict, one frame longer each time.
-    Once `stop()` is true, it ends with the step of the one setting that is under way."""
+    """Yields label -> `Trajectory` after each step of all settings (a dict label -> `RunSpec`), the same dict, one
+    frame longer each time. Once `stop()` is true, it ends with the step of the one setting that is under way."""
     trajectories = {label: Trajectory(spec) for label, spec in specs.items()}
     streams = {label: frames_of(spec, device) for label, spec in specs.items()}
     for _ in range(min(spec.steps for spec in specs.values())):
@@ -82,10 +110,12 @@ def record(specs, stop=lambda: False, device="cpu"):
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #1116f6f6
 COOL_WARM = np.array([[5, 48, 97], [33, 102, 172], [67, 147, 195], [146, 197, 222], [209, 229, 240], [247, 247, 247],
-                      [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43], [103, 0, 31]], float)      # RdBu of ColorBrewer
+                      # RdBu of ColorBrewer
+                      [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43], [103, 0, 31]], float)
 
 def diverging(values, limit, decades=0):
-    "A picture (H, W, 3), uint8: blue for -limit, white for 0, red for limit; linear up to limit / 10**decades, logarithmic beyond."
+    """A picture (H, W, 3), uint8: blue for -limit, white for 0, red for limit; linear up to limit / 10**decades,
+    logarithmic beyond."""
     x = np.clip(np.abs(values) / limit, 0, 1) * 10.0**decades
     x = np.sign(values) * np.where(x < 1, x, 1 + np.log10(np.maximum(x, 1))) / (1 + decades)
     place = np.linspace(-1, 1, len(COOL_WARM))
@@ -100,22 +130,43 @@ COLUMNS = ("x_t", "x0_hat", "guidance")
 
 def frame_pictures(frame, image, limit):
     "The three `COLUMNS` of one image of a frame, uint8 (H, W, 3)."
-    return [*(x[image].permute(1, 2, 0).numpy() for x in (frame.x_t, frame.x0_hat)), diverging(frame.shift[image].float().numpy(), limit, decades=2)]
+    return [
+        *(x[image].permute(1, 2, 0).numpy() for x in (frame.x_t, frame.x0_hat)),
+        diverging(frame.shift[image].float().numpy(), limit, decades=2),
+    ]
+
 
 def difference_pictures(a, b, image, limit):
     "The same for the difference b - a of two frames, channels averaged in the first two, in [-1, 1]."
-    change = (((y[image].float() - x[image].float()) / 127.5).mean(0).numpy() for x, y in ((a.x_t, b.x_t), (a.x0_hat, b.x0_hat)))
-    return [*(diverging(c, 1) for c in change), diverging((b.shift[image].float() - a.shift[image].float()).numpy(), limit, decades=2)]
+    change = (
+        ((y[image].float() - x[image].float()) / 127.5).mean(0).numpy()
+        for x, y in ((a.x_t, b.x_t), (a.x0_hat, b.x0_hat))
+    )
+    return [
+        *(diverging(c, 1) for c in change),
+        diverging((b.shift[image].float() - a.shift[image].float()).numpy(), limit, decades=2),
+    ]
+
 
 def rows_of(frames, image, limit, difference=True):
     "label -> pictures of frames (a dict label -> `Frame`), and those of the `difference` if there are two."
     rows = {label: frame_pictures(f, image, limit) for label, f in frames.items()}
-    if difference and len(frames) == 2: rows[" − ".join(reversed(frames))] = difference_pictures(*frames.values(), image, limit)
+    if difference and len(frames) == 2:
+        rows[" − ".join(reversed(frames))] = difference_pictures(*frames.values(), image, limit)
     return rows
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #ec594389
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#7B3FA0")      # of the settings, in their order: Okabe and Ito's blue and vermilion first
-INPUTS = {"x_t": "xₜ", "x0_hat": "x̂₀", "x0_hat_stopped": "x̂₀ (stopped)", "x_t_smooth": "xₜ (averaged)", "x0_hat_smooth": "x̂₀ (averaged)", "unguided": "unguided"}
+# of the settings, in their order: Okabe and Ito's blue and vermilion first
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#7B3FA0")
+INPUTS = {
+    "x_t": "xₜ",
+    "x0_hat": "x̂₀",
+    "x0_hat_stopped": "x̂₀ (stopped)",
+    "x_t_smooth": "xₜ (averaged)",
+    "x0_hat_smooth": "x̂₀ (averaged)",
+    "unguided": "unguided",
+}
+
 
 def words(spec):
     "A setting in a line."
@@ -127,14 +178,16 @@ def words(spec):
 def spec_code(spec):
     "Python for a setting: what differs from the defaults of `RunSpec`."
     default = {f.name: f.default for f in fields(spec)}
-    given = {k: v for k, v in asdict(spec).items() if v != default[k] or k in ("classifier", "where", "stabilizer", "scale")}
+    given = {
+        k: v for k, v in asdict(spec).items() if v != default[k] or k in ("classifier", "where", "stabilizer", "scale")
+    }
     return f"RunSpec({', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
 def code_of(specs):
     "Ten lines that reproduce settings (a dict label -> `RunSpec`), their curves and final images."
     return f"""from gradcheck.all import *
 
-specs = {{{(',' + chr(10) + ' ' * 9).join(f'{label!r}: {spec_code(spec)}' for label, spec in specs.items())}}}
+specs = {{{("," + chr(10) + " " * 9).join(f"{label!r}: {spec_code(spec)}" for label, spec in specs.items())}}}
 for label, spec in specs.items():
     guide, judge = models(spec)[1:]
     for step, row in measure(steps_of(spec, range(spec.count))):     # step.x_t, step.x0_hat, step.shift are the pictures
@@ -145,13 +198,28 @@ for label, spec in specs.items():
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #911b6e8e
 def save_run(trajectories, folder):
-    "Write run.safetensors (tensors `LABEL.NAME`, time first) and run.json (settings, digests of the weights, time steps, names of the tensors) into `folder`; their paths."
+    """Write run.safetensors (tensors `LABEL.NAME`, time first) and run.json (settings, digests of the weights, time
+    steps, names of the tensors) into `folder`; their paths."""
     names = [f.name for f in fields(Frame) if f.name != "t"]
     n = length(trajectories)
     if not n: raise UserError("there is nothing to save yet; press Sample first.")
     tensors = {f"{label}.{name}": t.curve(name)[:n].contiguous() for label, t in trajectories.items() for name in names}
-    settings = {label: asdict(t.spec) | dict(digests=t.spec.digests, times=[f.t for f in t.frames[:n]], complete=n == t.spec.steps) for label, t in trajectories.items()}
+    settings = {
+        label: asdict(t.spec)
+        | dict(digests=t.spec.digests, times=[f.t for f in t.frames[:n]], complete=n == t.spec.steps)
+        for label, t in trajectories.items()
+    }
     paths = [folder / "run.safetensors", folder / "run.json"]
     write_bytes(paths[0], save(tensors))
-    write_bytes(paths[1], (json.dumps(dict(settings=settings, tensors=names, code=code_of({k: t.spec for k, t in trajectories.items()})), indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(
+        paths[1],
+        (
+            json.dumps(
+                dict(settings=settings, tensors=names, code=code_of({k: t.spec for k, t in trajectories.items()})),
+                indent=1,
+                ensure_ascii=False,
+            )
+            + "\n"
+        ).encode(),
+    )
     return paths

@@ -16,8 +16,11 @@ from .images import Prepared, prepare, square
 
 # %% ../../nbs/1_data/03_celeba.ipynb #82fe3ff8
 SPLITS = {"train": 0, "valid": 1, "test": 2}
-WANTED = ("get list_attr_celeba.txt, list_eval_partition.txt and img_align_celeba.zip (or the folder it unpacks to) from the CelebA page of its authors, "
-          "agree to their terms, and put them into that folder")
+WANTED = (
+    "get list_attr_celeba.txt, list_eval_partition.txt and img_align_celeba.zip (or the folder it unpacks to) from the "
+    "CelebA page of its authors, "
+    "agree to their terms, and put them into that folder"
+)
 
 def read_lines(root, name):
     path = Path(root) / name
@@ -25,21 +28,34 @@ def read_lines(root, name):
     return path.read_text().splitlines()
 
 def read_attributes(root):
-    "The names of the attributes, the names of the images, and their values, bool (images, attributes); `UserError` for a file that does not hold what it announces."
+    """The names of the attributes, the names of the images, and their values, bool (images, attributes); `UserError`
+    for a file that does not hold what it announces."""
     lines = read_lines(root, "list_attr_celeba.txt")
-    if len(lines) < 2: raise UserError("CelebA: list_attr_celeba.txt has no lines with the count and the attributes; fetch it again.")
+    if len(lines) < 2:
+        raise UserError("CelebA: list_attr_celeba.txt has no lines with the count and the attributes; fetch it again.")
     count, names, rows = lines[0], lines[1].split(), [row.split() for row in lines[2:] if row.strip()]
     if not count.strip().isdigit() or int(count) != len(rows):
-        raise UserError(f"CelebA: list_attr_celeba.txt announces {count.strip()[:20]!r} images but lists {len(rows)}; fetch it again.")
+        raise UserError(
+            f"CelebA: list_attr_celeba.txt announces {count.strip()[:20]!r} images but lists {len(rows)}; fetch it "
+            "again."
+        )
     for number, row in enumerate(rows, 3):
-        if len(row) != len(names) + 1 or set(row[1:]) - {"1", "-1"}: raise UserError(f"CelebA: line {number} of list_attr_celeba.txt is not a name and {len(names)} times 1 or -1; fetch it again.")
+        if len(row) != len(names) + 1 or set(row[1:]) - {"1", "-1"}:
+            raise UserError(
+                f"CelebA: line {number} of list_attr_celeba.txt is not a name and {len(names)} times 1 or -1; fetch it "
+                "again."
+            )
     return names, [row[0] for row in rows], np.array([[v == "1" for v in row[1:]] for row in rows])
 
 def read_partition(root, images):
     "The split (0, 1, 2) of each image; `UserError` if the file does not name every image once."
     split = dict(line.split() for line in read_lines(root, "list_eval_partition.txt") if len(line.split()) == 2)
     unknown = [name for name in images if split.get(name) not in ("0", "1", "2")]
-    if unknown: raise UserError(f"CelebA: list_eval_partition.txt has no split for {unknown[0]!r} ({len(unknown)} of {len(images)} images); fetch it again.")
+    if unknown:
+        raise UserError(
+            f"CelebA: list_eval_partition.txt has no split for {unknown[0]!r} ({len(unknown)} of {len(images)} "
+            "images); fetch it again."
+        )
     return np.array([int(split[name]) for name in images])
 
 # %% ../../nbs/1_data/03_celeba.ipynb #27c88e44
@@ -47,25 +63,37 @@ class Pictures:
     "The pictures of img_align_celeba/, or of img_align_celeba.zip; `UserError` if neither is there."
     def __init__(self, root):
         self.folder, self.zip = Path(root) / "img_align_celeba", Path(root) / "img_align_celeba.zip"
-        if not self.folder.is_dir() and not self.zip.is_file(): raise UserError(f"CelebA: there is neither {str(self.folder)!r} nor {str(self.zip)!r}; {WANTED}.")
-        try: self.archive = None if self.folder.is_dir() else zipfile.ZipFile(self.zip)
-        except zipfile.BadZipFile: raise UserError(f"CelebA: {str(self.zip)!r} is not a whole zip file; fetch it again.") from None
+        if not self.folder.is_dir() and not self.zip.is_file():
+            raise UserError(f"CelebA: there is neither {str(self.folder)!r} nor {str(self.zip)!r}; {WANTED}.")
+        try:
+            self.archive = None if self.folder.is_dir() else zipfile.ZipFile(self.zip)
+        except zipfile.BadZipFile:
+            raise UserError(f"CelebA: {str(self.zip)!r} is not a whole zip file; fetch it again.") from None
 
     def read(self, name):
-        try: return self.archive.read(f"img_align_celeba/{name}") if self.archive else (self.folder / name).read_bytes()
-        except (FileNotFoundError, KeyError): raise UserError(f"CelebA: the picture {name!r} that list_attr_celeba.txt names is missing; unpack img_align_celeba.zip again.") from None
+        try:
+            return self.archive.read(f"img_align_celeba/{name}") if self.archive else (self.folder / name).read_bytes()
+        except (FileNotFoundError, KeyError):
+            raise UserError(
+                f"CelebA: the picture {name!r} that list_attr_celeba.txt names is missing; unpack img_align_celeba.zip "
+                "again."
+            ) from None
 
     def __call__(self, name, size):
         "The central square of a picture as uint8 (size, size, 3)."
-        try: return square(self.read(name), size)
-        except OSError: raise UserError(f"CelebA: the picture {name!r} is damaged; unpack img_align_celeba.zip again.") from None
+        try:
+            return square(self.read(name), size)
+        except OSError:
+            raise UserError(f"CelebA: the picture {name!r} is damaged; unpack img_align_celeba.zip again.") from None
 
 # %% ../../nbs/1_data/03_celeba.ipynb #cd52f737
 class CelebA(Prepared):
-    """CelebA: `dataset[i]` is an image (3, size, size), float32 in [-1, 1], and 0 or 1, whether the `attribute` (a name or its index, 0 to 39) is there; Liu et al. 2015.
+    """CelebA: `dataset[i]` is an image (3, size, size), float32 in [-1, 1], and 0 or 1, whether the `attribute` (a name
+    or its index, 0 to 39) is there; Liu et al. 2015.
 
-    `root` is the folder of the official download, `split` train, valid or test; the resized pictures are kept under `cache` ($GRADCHECK_CACHE, else data/cache).
-    Raises `UserError`, with what to fetch and where to put it, for anything missing, damaged or inconsistent."""
+    `root` is the folder of the official download, `split` train, valid or test; the resized pictures are kept under
+    `cache` ($GRADCHECK_CACHE, else data/cache). Raises `UserError`, with what to fetch and where to put it, for
+    anything missing, damaged or inconsistent."""
     def __init__(self, root="data/celeba", attribute="Male", split="train", size=64, cache=None):
         choose("split", split, SPLITS)
         names, images, values = read_attributes(root)

@@ -21,8 +21,9 @@ from ..core import UserError, counter_integers, make_folder, write_bytes
 
 # %% ../../nbs/1_data/01_images.ipynb #d71324fc
 class ImageData(torch.utils.data.Dataset):
-    """Base of image data sets. A subclass has `indices`, the images that belong to it; `batch(i)`, images (N, 3, canvas, canvas) in [-1, 1] and labels (N,) of some positions;
-    `canvas`, `label_names`, `identity` (a dict, for JSON) and `held_out`, the images that no training saw."""
+    """Base of image data sets. A subclass has `indices`, the images that belong to it; `batch(i)`, images (N, 3,
+    canvas, canvas) in [-1, 1] and labels (N,) of some positions; `canvas`, `label_names`, `identity` (a dict, for
+    JSON) and `held_out`, the images that no training saw."""
     def __len__(self): return len(self.indices)
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(i)
@@ -36,7 +37,8 @@ class ImageData(torch.utils.data.Dataset):
         return other
 
     def batches(self, batch_size, seed=0, start=0):
-        "An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so a stream resumes at `start` without memory."
+        """An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so a stream resumes at
+        `start` without memory."""
         while True:
             order = np.arange(start * batch_size, (start + 1) * batch_size)
             yield self.batch(counter_integers(len(self), seed, order, stream=7))
@@ -46,17 +48,23 @@ class ImageData(torch.utils.data.Dataset):
 BLOCK = 10_000
 
 def square(data, size):
-    "The central square of a picture file's bytes as uint8 (size, size, 3). Raises OSError if it is not a whole picture."
+    """The central square of a picture file's bytes as uint8 (size, size, 3). Raises OSError if it is not a whole
+    picture."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     (w, h), s = image.size, min(image.size)
-    return np.asarray(image.resize((size, size), Image.LANCZOS, box=((w - s) / 2, (h - s) / 2, (w + s) / 2, (h + s) / 2)))
+    return np.asarray(
+        image.resize((size, size), Image.LANCZOS, box=((w - s) / 2, (h - s) / 2, (w + s) / 2, (h + s) / 2))
+    )
+
 
 def data_cache(cache=None): return Path(cache or os.environ.get("GRADCHECK_CACHE") or "data/cache")
 
 def prepare(name, root, files, size, reader, cache=None, state=()):
-    """The resized pictures as memory maps of at most `BLOCK` images (N, size, size, 3) uint8, made in `cache` where they are not there; a progress bar.
+    """The resized pictures as memory maps of at most `BLOCK` images (N, size, size, 3) uint8, made in `cache` where
+    they are not there; a progress bar.
 
-    `reader()` returns the function `(file, size) -> uint8 (size, size, 3)`, and is called if some are missing; `state` are further strings that tell one content of the files from another."""
+    `reader()` returns the function `(file, size) -> uint8 (size, size, 3)`, and is called if some are missing; `state`
+    are further strings that tell one content of the files from another."""
     key = hashlib.sha256("\n".join([str(Path(root).resolve()), str(size), *files, *state]).encode()).hexdigest()[:16]
     folder = make_folder(data_cache(cache) / f"{name.lower()}-{key}")
     paths = {a: folder / f"{a:06d}.npy" for a in range(0, len(files), BLOCK)}
@@ -77,18 +85,29 @@ class Prepared(ImageData):
         "Images (N, 3, canvas, canvas), float32 in [-1, 1], and labels (N,), int64, of the positions `i`."
         index = np.asarray(self.indices)[np.asarray(i)]
         pixels = np.stack([self.blocks[k // BLOCK][k % BLOCK] for k in index])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1), torch.from_numpy(self.targets[index])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1), torch.from_numpy(
+            self.targets[index]
+        )
 
 # %% ../../nbs/1_data/01_images.ipynb #b237f105
 class ImageFolder(Prepared):
-    """Pictures in `root`/CLASS/FILE: `dataset[i]` is an image (3, size, size), float32 in [-1, 1], and the number of its class, in the order of the folders' names.
+    """Pictures in `root`/CLASS/FILE: `dataset[i]` is an image (3, size, size), float32 in [-1, 1], and the number of
+    its class, in the order of the folders' names.
 
     Raises `UserError` for a folder without classes, a class without pictures, or a damaged picture."""
     def __init__(self, root, size=64, cache=None):
         self.root, self.canvas, suffixes = Path(root), size, Image.registered_extensions()
-        self.label_names = tuple(sorted(d.name for d in self.root.glob("*") if d.is_dir() and not d.name.startswith(".")))
-        found = {c: sorted(f for f in (self.root / c).iterdir() if f.suffix.lower() in suffixes) for c in self.label_names}
-        if len(found) < 2: raise UserError(f"{str(root)!r} holds {len(found)} folders; give a folder with one folder of pictures per class, at least two.")
+        self.label_names = tuple(
+            sorted(d.name for d in self.root.glob("*") if d.is_dir() and not d.name.startswith("."))
+        )
+        found = {
+            c: sorted(f for f in (self.root / c).iterdir() if f.suffix.lower() in suffixes) for c in self.label_names
+        }
+        if len(found) < 2:
+            raise UserError(
+                f"{str(root)!r} holds {len(found)} folders; give a folder with one folder of pictures per class, at "
+                "least two."
+            )
         for c, inside in found.items():
             if not inside: raise UserError(f"{str(self.root / c)!r} holds no pictures; every class needs some.")
         self.files = [f"{c}/{f.name}" for c, inside in found.items() for f in inside]
@@ -99,8 +118,10 @@ class ImageFolder(Prepared):
         self.indices = np.flatnonzero(~self.held)
 
     def read(self, file, size):
-        try: return square((self.root / file).read_bytes(), size)
-        except OSError: raise UserError(f"the picture {str(self.root / file)!r} is damaged; replace or remove it.") from None
+        try:
+            return square((self.root / file).read_bytes(), size)
+        except OSError:
+            raise UserError(f"the picture {str(self.root / file)!r} is damaged; replace or remove it.") from None
 
     @property
     def held_out(self): return self.part(np.flatnonzero(self.held))

@@ -21,34 +21,51 @@ DATASETS = {
     "sportballs": SportBalls,
     "celeba": CelebA,
     "folder": ImageFolder,
-    "sportballs_128": partial(SportBalls, canvas=128, base=64, balls=3, target="contains soccer ball"),   # the older, binary variant
+    # the older, binary variant
+    "sportballs_128": partial(SportBalls, canvas=128, base=64, balls=3, target="contains soccer ball"),
 }
 
 def get_dataset(name, **options):
-    "A data set by name; `options` that are None are left out. `UserError` for an option that this data set does not have."
+    """A data set by name; `options` that are None are left out. `UserError` for an option that this data set does not
+    have."""
     make, given = DATASETS[choose("dataset", name, DATASETS)], {k: v for k, v in options.items() if v is not None}
     for option in given: choose(f"option of {name}", option, signature(make).parameters)
     return make(**given)
 
 @lru_cache(maxsize=4)
 def open_data(name, size=64):
-    "The data set of a name (see the table above), its images `size` x `size`; `UserError` for a name that is none, or images of another size."
+    """The data set of a name (see the table above), its images `size` x `size`; `UserError` for a name that is none, or
+    images of another size."""
     kind, _, rest = str(name).partition(":")
-    if kind == "sportballs" and rest in ("", *DRAWS): data = SportBalls(draws=rest or "independent", canvas=size, base=size // 2)
+    if kind == "sportballs" and rest in ("", *DRAWS):
+        data = SportBalls(draws=rest or "independent", canvas=size, base=size // 2)
     elif kind == "celeba":
         root, colon, attribute = rest.rpartition(":")
         data = CelebA(root or rest or "data/celeba", attribute if colon else "Male", size=size)
     elif Path(name).is_dir(): data = ImageFolder(name, size)
     elif is_function(name): data = call_function(name, "the data set")
-    else: raise UserError(f"no data set {str(name)!r}: give sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one folder of pictures per class, or MODULE:FUNCTION.")
-    if not isinstance(data, ImageData): raise UserError(f"the data set {str(name)!r} is a {type(data).__name__}; the function must return a gradcheck.data.images.ImageData.")
-    if data.canvas != size: raise UserError(f"the data set {str(name)!r} has images of {data.canvas} x {data.canvas}, the denoiser makes {size} x {size}; give data of the same size.")
+    else:
+        raise UserError(
+            f"no data set {str(name)!r}: give sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one folder of "
+            "pictures per class, or MODULE:FUNCTION."
+        )
+    if not isinstance(data, ImageData):
+        raise UserError(
+            f"the data set {str(name)!r} is a {type(data).__name__}; the function must return a "
+            "gradcheck.data.images.ImageData."
+        )
+    if data.canvas != size:
+        raise UserError(
+            f"the data set {str(name)!r} has images of {data.canvas} x {data.canvas}, the denoiser makes {size} x "
+            f"{size}; give data of the same size."
+        )
     return data
 
 # %% ../../nbs/1_data/04_sources.ipynb #8c27de91
 @dataclass(frozen=True)
 class Real:
-    "Real images: the name of a data set, its image size, how many training images stand behind a Fréchet distance, and the name of the classifier whose features compare them."
+    """Real images: the name of a data set, its image size, how many training images stand behind a Fréchet distance,
+    and the name of the classifier whose features compare them."""
     data: str
     size: int
     count: int

@@ -52,14 +52,19 @@ def _volleyball(u, v, z):
     sector = angle // (2 * np.pi / 3)
     local = np.hypot(u, v) * np.sin(angle - sector * 2 * np.pi / 3)          # distance from the sector's first edge
     stripe = np.floor(local * 3).astype(int) % 2
-    rgb = np.where((stripe == 0)[..., None], np.array((0.13, 0.27, 0.66), np.float32), np.array((0.99, 0.84, 0.25), np.float32))
+    rgb = np.where(
+        (stripe == 0)[..., None], np.array((0.13, 0.27, 0.66), np.float32), np.array((0.99, 0.84, 0.25), np.float32)
+    )
     rgb = _near(np.mod(local * 3 + 0.5, 1) - 0.5, 0.07, (0.97, 0.97, 0.97), rgb)
     return _near(local, 0.05, (0.97, 0.97, 0.97), rgb)
 
 def _icosahedron():
     "The 12 corners, one of them towards the viewer (unit vectors, (12, 3))."
     ring = np.arange(5) * 2 * np.pi / 5
-    low, high = [np.stack([np.cos(a) * 2, np.sin(a) * 2, s * np.ones(5)], 1) / 5**0.5 for a, s in ((ring, 1), (ring + np.pi / 5, -1))]
+    low, high = [
+        np.stack([np.cos(a) * 2, np.sin(a) * 2, s * np.ones(5)], 1) / 5**0.5
+        for a, s in ((ring, 1), (ring + np.pi / 5, -1))
+    ]
     return np.concatenate([[(0, 0, 1)], low, high, [(0, 0, -1)]])
 
 def _soccer_ball(u, v, z):
@@ -102,9 +107,13 @@ def load_sprites(folder):
     return {f.stem: _load_sprite(f) for f in files}
 
 def _load_sprite(file):
-    try: image = Image.open(file); image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): raise UserError(f"sprite {str(file)!r} cannot be read as a PNG; replace it by an RGBA PNG.") from None
-    if image.mode != "RGBA": raise UserError(f"sprite {str(file)!r} is {image.mode}, not RGBA; save it with a transparent background.")
+    try:
+        image = Image.open(file)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError(f"sprite {str(file)!r} cannot be read as a PNG; replace it by an RGBA PNG.") from None
+    if image.mode != "RGBA":
+        raise UserError(f"sprite {str(file)!r} is {image.mode}, not RGBA; save it with a transparent background.")
     rgba = torch.from_numpy(np.array(image.resize((256, 256), Image.LANCZOS))).permute(2, 0, 1) / 255
     return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
 
@@ -121,7 +130,8 @@ def render_rotations(sprite, size, oversample=4):
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #d1e757f3
 def draw_factors(ranges, seed, index, draws):
-    "One integer below n for each factor `{name: n}` and each index; coupled factors share one random word (y alone has its own)."
+    """One integer below n for each factor `{name: n}` and each index; coupled factors share one random word (y alone
+    has its own)."""
     streams = dict.fromkeys(ranges, 0) | {"y": 1} if draws == "coupled" else {name: k for k, name in enumerate(ranges)}
     return {name: counter_integers(n, seed, index, streams[name]) for name, n in ranges.items()}
 
@@ -131,14 +141,25 @@ def paste(window, ball):
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #14eac188
 class SportBalls(ImageData):
-    """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i` and `seed` alone.
+    """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i`
+    and `seed` alone.
 
-    `indices` are the images that belong to this part (training 0..99,999; `HELD_OUT` starts behind them); `balls=3, canvas=128, base=64`
-    with `target="contains soccer ball"` is the older variant; `sprites` is a folder of RGBA PNGs, one per class.
-    Raises `UserError` for unknown draws or a folder without usable sprites."""
+    `indices` are the images that belong to this part (training 0..99,999; `HELD_OUT` starts behind them); `balls=3,
+    canvas=128, base=64` with `target="contains soccer ball"` is the older variant; `sprites` is a folder of RGBA PNGs,
+    one per class. Raises `UserError` for unknown draws or a folder without usable sprites."""
     scales = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
-    def __init__(self, indices=range(100_000), seed=0, draws="independent", canvas=64, base=32, balls=1, target="class", sprites=None):
+    def __init__(
+        self,
+        indices=range(100_000),
+        seed=0,
+        draws="independent",
+        canvas=64,
+        base=32,
+        balls=1,
+        target="class",
+        sprites=None,
+    ):
         choose("draws", draws, DRAWS)
         self.sprites = load_sprites(sprites) if sprites else {name: draw_ball(name) for name in CLASSES}
         self.classes = tuple(self.sprites)
@@ -156,12 +177,30 @@ class SportBalls(ImageData):
     def identity(self):
         "What tells this data set from others, for JSON."
         drawn = hashlib.sha256(b"".join(s.numpy().tobytes() for s in self.sprites.values())).hexdigest()[:16]
-        return dict(seed=self.seed, draws=self.draws, canvas=self.canvas, base=self.base, balls=self.balls, target=self.target, classes=list(self.classes), sprites=drawn)
+        return dict(
+            seed=self.seed,
+            draws=self.draws,
+            canvas=self.canvas,
+            base=self.base,
+            balls=self.balls,
+            target=self.target,
+            classes=list(self.classes),
+            sprites=drawn,
+        )
 
     def factors(self, i):
-        "The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px); int64 (N, balls) each."
-        index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[:, None] * self.balls + np.arange(self.balls)
-        ranges = dict(label=len(self.classes), x=self.canvas - self.base, y=self.canvas - self.base, rotation=360, size=len(self.sizes))
+        """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px); int64
+        (N, balls) each."""
+        index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[
+            :, None
+        ] * self.balls + np.arange(self.balls)
+        ranges = dict(
+            label=len(self.classes),
+            x=self.canvas - self.base,
+            y=self.canvas - self.base,
+            rotation=360,
+            size=len(self.sizes),
+        )
         drawn = draw_factors(ranges, self.seed, index, self.draws)
         return drawn | {"size": np.asarray(self.sizes)[drawn["size"]]}
 
@@ -170,7 +209,8 @@ class SportBalls(ImageData):
         f = self.factors(i)
         canvases = np.full((len(f["x"]), self.canvas, self.canvas, 3), 255, np.uint8)
         for window, ball in self.placed(f): paste(canvases[window], ball)
-        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)     # channels last in memory
+        # channels last in memory
+        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         return images, torch.from_numpy(self.labels(f["label"]))
 
     def masks(self, i):
@@ -181,7 +221,8 @@ class SportBalls(ImageData):
         return torch.from_numpy(masks)
 
     def placed(self, f):
-        "Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture (s, s, 4), uint8."
+        """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture (s,
+        s, 4), uint8."""
         for n, k in np.ndindex(f["x"].shape):
             label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
             yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]

@@ -26,8 +26,9 @@ def saturated_share(x0_raw):
 
 # %% ../../nbs/3_guidance/04_gradients.ipynb #7639e51c
 def measure(steps):
-    """Yield `(step, row)`; the row has one value per image (N,): cosine to the previous step and norm, raw and stabilised;
-    energy, the norm of what the guidance adds to x_prev (s * variance * g); and the clip's saturated share."""
+    """Yield `(step, row)`; the row has one value per image (N,): cosine to the previous step and norm, raw and
+    stabilised; energy, the norm of what the guidance adds to x_prev (s * variance * g); and the clip's saturated
+    share."""
     previous = None
     for step in steps:
         nan = torch.full((len(step.x_t),), torch.nan)
@@ -47,11 +48,15 @@ def collect(rows):
 
 # %% ../../nbs/3_guidance/04_gradients.ipynb #3f857f00
 def cosine_in_random_order(gradients, stabilizer, seed, images):
-    """Cosine (steps, N), first row NaN, between successive outputs of `stabilizer` when each image's raw gradients (a list of (M, C, H, W), by step)
-    come in an order of its own, drawn from `seed` and its index in `images` (N); NaN for the images beyond the first M."""
+    """Cosine (steps, N), first row NaN, between successive outputs of `stabilizer` when each image's raw gradients (a
+    list of (M, C, H, W), by step) come in an order of its own, drawn from `seed` and its index in `images` (N); NaN
+    for the images beyond the first M."""
     stabilizer.reset()
     m = len(gradients[0])
-    orders = torch.stack([torch.randperm(len(gradients), generator=g) for g in image_generators(seed + 1, images[:m])], 1)     # (steps, M)
+    # (steps, M)
+    orders = torch.stack(
+        [torch.randperm(len(gradients), generator=g) for g in image_generators(seed + 1, images[:m])], 1
+    )
     outputs = (stabilizer(torch.stack([gradients[k][i] for i, k in enumerate(order)])) for order in orders.tolist())
     out, previous = torch.full((len(gradients), len(images)), torch.nan), next(outputs)
     for row, output in zip(out[1:], outputs):

@@ -25,15 +25,18 @@ from ..models.batches import MicroBatch, fill_tiles
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #52f7d0be
 def energy_share(energy, chosen):
-    "Share in [0, 1] of each image's energy (N, C, H, W) in `chosen`, bool (H, W) or (N, 1, H, W), shape (N,); NaN where there is none at all."
+    """Share in [0, 1] of each image's energy (N, C, H, W) in `chosen`, bool (H, W) or (N, 1, H, W), shape (N,); NaN
+    where there is none at all."""
     return ((energy * chosen).flatten(1).sum(1) / energy.flatten(1).sum(1)).float()
 
 def masked_share(g, mask):
-    "Share of each gradient's energy that lies on its mask, bool (N, H, W); white noise has the mask's share of the area."
+    """Share of each gradient's energy that lies on its mask, bool (N, H, W); white noise has the mask's share of the
+    area."""
     return energy_share(g.double() ** 2, mask[:, None])
 
 def low_frequencies(h, w, cutoff):
-    "Which modes of `fft2`, bool (h, w), have at most `cutoff` cycles per image in any direction; their mean is the share that white noise has there."
+    """Which modes of `fft2`, bool (h, w), have at most `cutoff` cycles per image in any direction; their mean is the
+    share that white noise has there."""
     return torch.hypot((torch.fft.fftfreq(h) * h)[:, None], torch.fft.fftfreq(w) * w) <= cutoff
 
 def low_frequency_share(g, cutoff=8):
@@ -42,25 +45,30 @@ def low_frequency_share(g, cutoff=8):
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #6d2e8870
 def snr(g):
-    "Signal-to-noise ratio of power over repeated noise, of each image's gradients g (N, K, ...), (N,): its numerator is unbiased. `UserError` for fewer than two repeats."
-    if g.shape[1] < 2: raise UserError(f"{g.shape[1]} draw of the noise was given; a signal-to-noise ratio needs at least 2.")
+    """Signal-to-noise ratio of power over repeated noise, of each image's gradients g (N, K, ...), (N,): its numerator
+    is unbiased. `UserError` for fewer than two repeats."""
+    if g.shape[1] < 2:
+        raise UserError(f"{g.shape[1]} draw of the noise was given; a signal-to-noise ratio needs at least 2.")
     g = g.flatten(2).double()
     noise = g.var(1).sum(1)
     return ((g.mean(1).square().sum(1) - noise / g.shape[1]) / noise).float()
 
 def cosine_between(g):
-    "Mean cosine between each image's gradients g (N, K, ...) under two different draws of the noise, (N,): the directions' own signal, whatever their lengths."
+    """Mean cosine between each image's gradients g (N, K, ...) under two different draws of the noise, (N,): the
+    directions' own signal, whatever their lengths."""
     k, unit = g.shape[1], torch.nn.functional.normalize(g.flatten(2).double(), dim=2, eps=0)
     return ((unit.sum(1).square().sum(1) - k) / (k * (k - 1))).float()
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #a3950b6e
 def sensitivity(a, b, x_a, x_b):
-    "How far each image's outputs a, b (N, ...) differ per distance of the inputs x_a, x_b (N, ...), (N,): S_l for logits, S_g for gradients."
+    """How far each image's outputs a, b (N, ...) differ per distance of the inputs x_a, x_b (N, ...), (N,): S_l for
+    logits, S_g for gradients."""
     return (norm(a.double() - b.double()) / norm(x_a.double() - x_b.double())).float()
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #2b7fd361
 def noisy_paths(ddpm, x0, generators, steps=None, repeats=1):
-    "Yield (t, x_t), from noise on, of `repeats` independent paths x_t (N, repeats, C, H, W) that end in each image x0 (N, C, H, W); one generator per image."
+    """Yield (t, x_t), from noise on, of `repeats` independent paths x_t (N, repeats, C, H, W) that end in each image x0
+    (N, C, H, W); one generator per image."""
     ddpm, truth, shape = replace(ddpm, variance="fixed_small"), x0[:, None], (len(x0), repeats, *x0.shape[1:])
     x_t = ddpm.q_sample(truth, ddpm.T - 1, randn(shape, generators, x0.device))
     for t, t_prev in ddpm.timesteps(steps):
@@ -69,14 +77,16 @@ def noisy_paths(ddpm, x0, generators, steps=None, repeats=1):
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #5ad09f7c
 class Sight(NamedTuple):
-    "What a lens shows at x_t: x0-hat (not clipped) and the raw gradient (N, C, H, W), and the classifier's logits (N, classes)."
+    """What a lens shows at x_t: x0-hat (not clipped) and the raw gradient (N, C, H, W), and the classifier's logits (N,
+    classes)."""
     x0_raw: torch.Tensor
     gradient: torch.Tensor
     logits: torch.Tensor
 
 @dataclass(frozen=True)
 class Lens:
-    "A way to look at x_t: a frozen `classifier`, `where` its gradient is taken, and the `stabilizer` behind it, by their names."
+    """A way to look at x_t: a frozen `classifier`, `where` its gradient is taken, and the `stabilizer` behind it, by
+    their names."""
     classifier: Any
     where: str = "x_t"
     stabilizer: str = "none"
@@ -89,7 +99,14 @@ class Lens:
         guidance = Guidance(self.classifier, target, self.objective, WHERE[choose("where", self.where, WHERE)])
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
         seen = x_t if self.where == "x_t" else ddpm.clip_x0(x0_raw)
-        def logits(part): return [self.classifier(seen[part][fill_tiles(len(seen[part]), seen.device, micro_batch.tile)])[:len(seen[part])]]
+
+        def logits(part):
+            return [
+                self.classifier(seen[part][fill_tiles(len(seen[part]), seen.device, micro_batch.tile)])[
+                    : len(seen[part])
+                ]
+            ]
+
         with torch.no_grad(): return Sight(x0_raw, gradient, *micro_batch.map(len(seen), logits))
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #3f62a8e1
@@ -100,37 +117,77 @@ class Memory:
         self.here, self.beside = make_stabilizer(lens.stabilizer), make_stabilizer(lens.stabilizer)
 
     def cosines(self, g):
-        "Cosine to the previous step, and to `lag` steps before; NaN where there is none yet. Then `g` (N, ...) is the last step."
+        """Cosine to the previous step, and to `lag` steps before; NaN where there is none yet. Then `g` (N, ...) is the
+        last step."""
         past, nan = self.past, torch.full((len(g),), torch.nan)
-        row = dict(cosine=cosine(g, past[-1]) if past else nan, cosine_lag=cosine(g, past[0]) if len(past) == past.maxlen else nan)
+        row = dict(
+            cosine=cosine(g, past[-1]) if past else nan,
+            cosine_lag=cosine(g, past[0]) if len(past) == past.maxlen else nan,
+        )
         past.append(g)
         return row
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #70e1f29a
-def magnify(lenses, ddpm, denoiser, x0, target, mask, images, reference="robust", steps=None, repeats=8, lag=5, cutoff=8, seed=0):
-    """Yield, for each step of `noisy_paths` to the images x0 (N, C, H, W) of classes `target` (N,), the step's first paths x_t (N, C, H, W), their guidance by lens, and a table with a row
-    per lens (a dict name -> `Lens`) and image: `cosine` to the step before, `cosine_lag` to `lag` steps before; `norm`; `snr` and `cosine_draws` over `repeats` paths; share of energy
-    on the `mask`, bool (N, H, W) (`ball`; the mask's own `area`), and up to `cutoff` cycles per image (`low`); `saturated`, the share of values that the clip of x0-hat cuts;
-    `agreement`, the cosine to the `reference` lens; `S_l` and `S_g`.
+def magnify(
+    lenses, ddpm, denoiser, x0, target, mask, images, reference="robust", steps=None, repeats=8, lag=5, cutoff=8, seed=0
+):
+    """Yield, for each step of `noisy_paths` to the images x0 (N, C, H, W) of classes `target` (N,), the step's first
+    paths x_t (N, C, H, W), their guidance by lens, and a table with a row per lens (a dict name -> `Lens`) and
+    image: `cosine` to the step before, `cosine_lag` to `lag` steps before; `norm`; `snr` and `cosine_draws` over
+    `repeats` paths; share of energy on the `mask`, bool (N, H, W) (`ball`; the mask's own `area`), and up to
+    `cutoff` cycles per image (`low`); `saturated`, the share of values that the clip of x0-hat cuts; `agreement`,
+    the cosine to the `reference` lens; `S_l` and `S_g`.
 
-    `images` are the indices of x0 (N,): with `seed`, they determine the noise. A progress bar (steps). `UserError` for an unknown name or fewer than 2 repeats."""
+    `images` are the indices of x0 (N,): with `seed`, they determine the noise. A progress bar (steps). `UserError` for
+    an unknown name or fewer than 2 repeats."""
     choose("reference lens", reference, lenses)
-    memories, micro_batch, steps = {name: Memory(lens, lag) for name, lens in lenses.items()}, MicroBatch(), ddpm.T if steps is None else steps
-    views = dict.fromkeys(lens.raw for lens in lenses.values())              # lenses that differ in their stabiliser alone share one
-    for step, (t, x_t) in enumerate(tqdm(noisy_paths(ddpm, x0, image_generators(seed, images), steps, repeats), total=steps, desc="microscope", unit="step")):
-        first, before = x_t[:, 0], max(t - 1, 0)                             # the clean image has the denoiser's first time
+    memories, micro_batch, steps = (
+        {name: Memory(lens, lag) for name, lens in lenses.items()},
+        MicroBatch(),
+        ddpm.T if steps is None else steps,
+    )
+    # lenses that differ in their stabiliser alone share one
+    views = dict.fromkeys(lens.raw for lens in lenses.values())
+    for step, (t, x_t) in enumerate(
+        tqdm(
+            noisy_paths(ddpm, x0, image_generators(seed, images), steps, repeats),
+            total=steps,
+            desc="microscope",
+            unit="step",
+        )
+    ):
+        # the clean image has the denoiser's first time
+        first, before = x_t[:, 0], max(t - 1, 0)
         near = ddpm.q_sample(x0, t - 1, ddpm.eps_from(first, t, x0))
-        here = {view: view.look(ddpm, denoiser, x_t.flatten(0, 1), t, target.repeat_interleave(repeats), micro_batch) for view in views}
+        here = {
+            view: view.look(ddpm, denoiser, x_t.flatten(0, 1), t, target.repeat_interleave(repeats), micro_batch)
+            for view in views
+        }
         beside = {view: view.look(ddpm, denoiser, near, before, target, micro_batch) for view in views}
-        paths = {name: m.here(here[m.lens.raw].gradient).unflatten(0, (len(x0), repeats)) for name, m in memories.items()}
+        paths = {
+            name: m.here(here[m.lens.raw].gradient).unflatten(0, (len(x0), repeats)) for name, m in memories.items()
+        }
         guidance, tables = {name: g[:, 0] for name, g in paths.items()}, []
         for name, m in memories.items():
             g, sight, close = guidance[name], here[m.lens.raw], beside[m.lens.raw]
             row = m.cosines(g) | dict(
-                norm=norm(g), snr=snr(paths[name]), cosine_draws=cosine_between(paths[name]), ball=masked_share(g, mask), area=mask.float().mean((1, 2)), low=low_frequency_share(g, cutoff),
-                saturated=saturated_share(sight.x0_raw[::repeats]), agreement=cosine(g, guidance[reference]),
-                S_l=sensitivity(sight.logits[::repeats], close.logits, first, near), S_g=sensitivity(g, m.beside(close.gradient), first, near))
-            tables.append(pd.DataFrame(dict(lens=name, t=t, step=step, image=np.asarray(images)) | {k: v.cpu().numpy() for k, v in row.items()}))
+                norm=norm(g),
+                snr=snr(paths[name]),
+                cosine_draws=cosine_between(paths[name]),
+                ball=masked_share(g, mask),
+                area=mask.float().mean((1, 2)),
+                low=low_frequency_share(g, cutoff),
+                saturated=saturated_share(sight.x0_raw[::repeats]),
+                agreement=cosine(g, guidance[reference]),
+                S_l=sensitivity(sight.logits[::repeats], close.logits, first, near),
+                S_g=sensitivity(g, m.beside(close.gradient), first, near),
+            )
+            tables.append(
+                pd.DataFrame(
+                    dict(lens=name, t=t, step=step, image=np.asarray(images))
+                    | {k: v.cpu().numpy() for k, v in row.items()}
+                )
+            )
         yield first, guidance, pd.concat(tables, ignore_index=True)
 
 def microscope(*args, **kwargs):

@@ -21,10 +21,12 @@ from ..models.batches import MicroBatch
 # %% ../../nbs/3_guidance/06_mixture.ipynb #b291df75
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Round Gaussians in the plane: `means` (K, 2), standard deviations `std` (K,), `weights` (K,) that sum to 1, and the class of each, `labels` (K,), all of 0..C-1.
+    """Round Gaussians in the plane: `means` (K, 2), standard deviations `std` (K,), `weights` (K,) that sum to 1, and
+    the class of each, `labels` (K,), all of 0..C-1.
 
-    Points `x` are (N, 2) in float64. `abar` is a number or (N, 1): what is meant is x_t = sqrt(abar) x0 + sqrt(1 - abar) eps; clean (1) by default.
-    Raises `UserError` for shapes that do not fit, weights or labels that are none, and a class that is not there."""
+    Points `x` are (N, 2) in float64. `abar` is a number or (N, 1): what is meant is x_t = sqrt(abar) x0 + sqrt(1 -
+    abar) eps; clean (1) by default. Raises `UserError` for shapes that do not fit, weights or labels that are none, and
+    a class that is not there."""
     means: torch.Tensor
     std: torch.Tensor
     weights: torch.Tensor
@@ -32,10 +34,21 @@ class Mixture:
 
     def __post_init__(self):
         shapes = [tuple(v.shape) for v in (self.means, self.std, self.weights, self.labels)]
-        if shapes != [(k := len(self.means), 2), (k,), (k,), (k,)]: raise UserError(f"a mixture needs means (K, 2) and std, weights and labels (K,); these have the shapes {shapes}.")
-        if (self.weights <= 0).any() or abs(self.weights.sum() - 1) > 1e-6: raise UserError(f"the weights of a mixture are positive and sum to 1; these sum to {self.weights.sum():g}: {self.weights.tolist()}.")
-        if (self.std <= 0).any(): raise UserError(f"the standard deviations of a mixture are positive; these are {self.std.tolist()}.")
-        if set(self.labels.tolist()) != set(range(self.classes)): raise UserError(f"the labels of a mixture are all of the classes 0, 1, ...; these are {self.labels.tolist()}.")
+        if shapes != [(k := len(self.means), 2), (k,), (k,), (k,)]:
+            raise UserError(
+                f"a mixture needs means (K, 2) and std, weights and labels (K,); these have the shapes {shapes}."
+            )
+        if (self.weights <= 0).any() or abs(self.weights.sum() - 1) > 1e-6:
+            raise UserError(
+                f"the weights of a mixture are positive and sum to 1; these sum to {self.weights.sum():g}: "
+                f"{self.weights.tolist()}."
+            )
+        if (self.std <= 0).any():
+            raise UserError(f"the standard deviations of a mixture are positive; these are {self.std.tolist()}.")
+        if set(self.labels.tolist()) != set(range(self.classes)):
+            raise UserError(
+                f"the labels of a mixture are all of the classes 0, 1, ...; these are {self.labels.tolist()}."
+            )
 
     @property
     def classes(self): return int(self.labels.max()) + 1
@@ -66,7 +79,9 @@ class Mixture:
     def class_logits(self, x, abar=1.0):
         "log p(x_t, y), (N, C): the exact classifier's logits."
         joint = self.log_joint(x, abar)
-        return torch.stack([joint.index_select(1, (self.labels == y).nonzero()[:, 0]).logsumexp(1) for y in range(self.classes)], 1)
+        return torch.stack(
+            [joint.index_select(1, (self.labels == y).nonzero()[:, 0]).logsumexp(1) for y in range(self.classes)], 1
+        )
 
     def posterior_mean(self, x, abar):
         r, gain = self.log_joint(x, abar).softmax(1), abar**0.5 * self.std**2 / self.variances(abar)
@@ -83,15 +98,26 @@ class Mixture:
 # %% ../../nbs/3_guidance/06_mixture.ipynb #37aa6584
 def interleaved_ring(std=0.15, weights=(3, 2, 1, 1, 2, 3)):
     "Components on the unit circle, evenly spaced, in turn of class 0 and 1; `weights` need not sum to 1."
-    angles, weights = torch.arange(len(weights), dtype=torch.float64) * 2 * math.pi / len(weights), torch.tensor(weights, dtype=torch.float64)
-    return Mixture(torch.stack([angles.cos(), angles.sin()], 1), torch.full_like(angles, std), weights / weights.sum(), torch.arange(len(weights)) % 2)
+    angles, weights = (
+        torch.arange(len(weights), dtype=torch.float64) * 2 * math.pi / len(weights),
+        torch.tensor(weights, dtype=torch.float64),
+    )
+    return Mixture(
+        torch.stack([angles.cos(), angles.sin()], 1),
+        torch.full_like(angles, std),
+        weights / weights.sum(),
+        torch.arange(len(weights)) % 2,
+    )
 
 # %% ../../nbs/3_guidance/06_mixture.ipynb #0a86214f
 class ExactDenoiser:
     "E[x0 | x_t] of a `mixture`: for x_t (N, 2, 1, 1) and times (N,)."
     prediction = "sample"
     def __init__(self, mixture, ddpm): self.mixture, self.ddpm = mixture, ddpm
-    def __call__(self, x_t, t): return self.mixture.posterior_mean(x_t.flatten(1), self.ddpm.abar_at(t, x_t.flatten(1))).view_as(x_t)
+
+    def __call__(self, x_t, t):
+        return self.mixture.posterior_mean(x_t.flatten(1), self.ddpm.abar_at(t, x_t.flatten(1))).view_as(x_t)
+
 
 class ExactClassifier(nn.Module):
     "Points (N, 2, 1, 1) to the logits log p(x_t, y), (N, C), for a single `abar`; 1 is the non-robust classifier."
@@ -108,7 +134,10 @@ class TimedGuidance(Guidance):
         now = Guidance(self.classifier(ddpm.abar[t]), self.target, self.objective, self.where, scale=self.scale)
         return now.evaluate(ddpm, denoiser, x_t, t, micro_batch)
 
-def robust_guidance(mixture, target, **choices): return TimedGuidance(lambda abar: ExactClassifier(mixture, abar), target, **choices)
+def robust_guidance(mixture, target, **choices):
+    return TimedGuidance(lambda abar: ExactClassifier(mixture, abar), target, **choices)
+
+
 def nonrobust_guidance(mixture, target, **choices): return Guidance(ExactClassifier(mixture), target, **choices)
 
 # %% ../../nbs/3_guidance/06_mixture.ipynb #876a15ec
@@ -128,16 +157,24 @@ class Scaled(Stabilizer):
     def __call__(self, g): return self.factors.view(-1, 1, 1, 1) * self.stabilizer(g)
 
 def guided_points(mixture, ddpm, guidance, x_T, scales, generator, steps=None):
-    "Points (N, 2) that start from `x_T` (N, 2), guided with a scale each, `scales` (N,), in place of the guidance's own. `UserError` if the counts differ."
-    if len(scales) != len(x_T): raise UserError(f"{len(scales)} scales were given for {len(x_T)} points; give one per point.")
+    """Points (N, 2) that start from `x_T` (N, 2), guided with a scale each, `scales` (N,), in place of the guidance's
+    own. `UserError` if the counts differ."""
+    if len(scales) != len(x_T):
+        raise UserError(f"{len(scales)} scales were given for {len(x_T)} points; give one per point.")
     guidance = replace(guidance, stabilizer=Scaled(guidance.stabilizer, scales.to(x_T)), scale=1.0)
-    for step in guided_steps(ddpm, ExactDenoiser(mixture, ddpm), guidance, x_T.view(-1, 2, 1, 1), generator, steps, micro_batch=len(x_T)): pass
+    for step in guided_steps(
+        ddpm, ExactDenoiser(mixture, ddpm), guidance, x_T.view(-1, 2, 1, 1), generator, steps, micro_batch=len(x_T)
+    ):
+        pass
     return step.x_prev.flatten(1)
 
 # %% ../../nbs/3_guidance/06_mixture.ipynb #eaef61cb
 def sliced_wasserstein(a, b, directions=64):
     "Sliced Wasserstein-1 distance of sets of points (..., N, 2) of equal size, (...). `UserError` if they are not."
-    if a.shape[-2:] != b.shape[-2:] or a.shape[-1] != 2: raise UserError(f"the distance takes two sets of as many points (..., N, 2), not {tuple(a.shape)} and {tuple(b.shape)}.")
+    if a.shape[-2:] != b.shape[-2:] or a.shape[-1] != 2:
+        raise UserError(
+            f"the distance takes two sets of as many points (..., N, 2), not {tuple(a.shape)} and {tuple(b.shape)}."
+        )
     angles = torch.arange(directions, dtype=a.dtype) * math.pi / directions
     u = torch.stack([angles.cos(), angles.sin()])
     return ((a @ u).sort(-2).values - (b @ u).sort(-2).values).abs().mean((-1, -2))

@@ -14,7 +14,8 @@ from ..models.ddpm import VARIANCES
 # %% ../../nbs/3_guidance/02_samplers.ipynb #3b5f61a5
 @dataclass(frozen=True)
 class Ancestral:
-    "The DDPM step with the diffusion's `variance`, beta-tilde (\"fixed_small\") unless it says otherwise; the push enters as Sigma_t times s times g."
+    """The DDPM step with the diffusion's `variance`, beta-tilde ("fixed_small") unless it says otherwise; the push
+    enters as Sigma_t times s times g."""
     def variance(self, ddpm, t, t_prev, x): return VARIANCES[ddpm.variance](ddpm.abar_at(t, x), ddpm.abar_at(t_prev, x))
 
     def mean(self, ddpm, x_t, x0, t, t_prev):
@@ -36,7 +37,8 @@ class DDIM:
     "The DDIM step; eta = 0 is deterministic, eta = 1 has the variance of the ancestral step."
     eta: float = 0.0
 
-    def variance(self, ddpm, t, t_prev, x): return self.eta**2 * VARIANCES["fixed_small"](ddpm.abar_at(t, x), ddpm.abar_at(t_prev, x))
+    def variance(self, ddpm, t, t_prev, x):
+        return self.eta**2 * VARIANCES["fixed_small"](ddpm.abar_at(t, x), ddpm.abar_at(t_prev, x))
 
     def gain(self, ddpm, t, t_prev, x):
         "How far a push of 1 moves x_prev: by x0-hat and by eps."
@@ -52,11 +54,15 @@ class DDIM:
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    "Another `sampler` whose state and guidance are rounded to float16 at every step, as in the authors' code: a shift that is small against the state is lost."
+    """Another `sampler` whose state and guidance are rounded to float16 at every step, as in the authors' code: a shift
+    that is small against the state is lost."""
     sampler: Any
 
     def gain(self, ddpm, t, t_prev, x): return self.sampler.gain(ddpm, t, t_prev, x)
 
     def step(self, ddpm, x_t, x0, t, t_prev, noise, push):
-        unguided, shift = self.sampler.step(ddpm, x_t, x0, t, t_prev, noise, 0 * push), self.gain(ddpm, t, t_prev, x_t) * push
+        unguided, shift = (
+            self.sampler.step(ddpm, x_t, x0, t, t_prev, noise, 0 * push),
+            self.gain(ddpm, t, t_prev, x_t) * push,
+        )
         return (unguided.half() + shift.half()).to(x_t.dtype)

@@ -26,10 +26,17 @@ from ..models.ddpm import predict
 # %% ../../nbs/3_guidance/03_sampling.ipynb #cd131ada
 def log_probability(logits, target): return F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
 def logit(logits, target): return logits.gather(1, target[:, None])[:, 0]
-def binary_log_probability(logits, target): return F.logsigmoid(logits.flatten() * (2 * target - 1))          # one logit, target 0 or 1
-def multilabel_log_probability(logits, target): return F.logsigmoid(logits.gather(1, target[:, None])[:, 0])  # target: the label to switch on
+# one logit, target 0 or 1
+def binary_log_probability(logits, target): return F.logsigmoid(logits.flatten() * (2 * target - 1))
+# target: the label to switch on
+def multilabel_log_probability(logits, target): return F.logsigmoid(logits.gather(1, target[:, None])[:, 0])
 
-OBJECTIVES = {"log_probability": log_probability, "logit": logit, "binary": binary_log_probability, "multilabel": multilabel_log_probability}
+OBJECTIVES = {
+    "log_probability": log_probability,
+    "logit": logit,
+    "binary": binary_log_probability,
+    "multilabel": multilabel_log_probability,
+}
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #7476e1be
 def gradient_of(value, x):
@@ -57,11 +64,19 @@ def at_x0_hat_stopped(ddpm, denoiser, x_t, t, value):
     return x0, gradient_of(lambda x: value(ddpm.clip_x0(ddpm.x0_from(x, t, eps, "epsilon"))), x_t)
 
 def smoothed(where, count=8, sigma=0.3):
-    "`where` with a classifier that sees `count` copies of its image, each under noise of its own of standard deviation `sigma`, and answers by their mean; the noise depends on t alone."
+    """`where` with a classifier that sees `count` copies of its image, each under noise of its own of standard
+    deviation `sigma`, and answers by their mean; the noise depends on t alone."""
     @wraps(where)
     def smooth(ddpm, denoiser, x_t, t, value):
         noise = randn((count, *x_t.shape[1:]), torch.Generator().manual_seed(t), x_t.device)
-        return where(ddpm, denoiser, x_t, t, lambda image: torch.stack([value(image + sigma * eps) for eps in noise.to(image)]).mean(0))
+        return where(
+            ddpm,
+            denoiser,
+            x_t,
+            t,
+            lambda image: torch.stack([value(image + sigma * eps) for eps in noise.to(image)]).mean(0),
+        )
+
     return smooth
 
 def unguided(ddpm, denoiser, x_t, t, value):
@@ -83,7 +98,8 @@ class Interval:
 # %% ../../nbs/3_guidance/03_sampling.ipynb #94b38a3a
 @dataclass
 class Guidance:
-    """Classifier guidance: `classifier` maps images (N, C, H, W) to logits; `target` is a class index, or one per image (N,).
+    """Classifier guidance: `classifier` maps images (N, C, H, W) to logits; `target` is a class index, or one per image
+    (N,).
 
     `freeze` the classifier first. Raises `UserError` if the scale is not a finite number >= 0 (or a schedule)."""
     classifier: nn.Module
@@ -109,7 +125,8 @@ class Guidance:
             x, y = x_t[part], target[part]
             n, full = len(x), fill_tiles(len(x), x.device, micro_batch.tile)
             outputs = where(ddpm, denoiser, x[full], t, lambda image: self.objective(self.classifier(image), y[full]))
-            return [out[:n].to(x_t.dtype) for out in outputs]                # the state's precision, whatever the networks'
+            # the state's precision, whatever the networks'
+            return [out[:n].to(x_t.dtype) for out in outputs]
         return micro_batch.map(len(x_t), work)
 
     def stabilise(self, gradient, t):
@@ -121,7 +138,8 @@ UNGUIDED = Guidance(classifier=None, target=0, scale=lambda t: None)
 # %% ../../nbs/3_guidance/03_sampling.ipynb #4a497be8
 @dataclass(frozen=True)
 class Step:
-    "One sampling step; images (N, C, H, W) in the dtype of x_T. `gradient` is raw, `guidance` is stabilised, before the scale; `shift` is what it adds to x_prev."
+    """One sampling step; images (N, C, H, W) in the dtype of x_T. `gradient` is raw, `guidance` is stabilised, before
+    the scale; `shift` is what it adds to x_prev."""
     t: int
     x_t: torch.Tensor
     x0_raw: torch.Tensor       # x0-hat before clipping
@@ -135,17 +153,24 @@ class NonFiniteGradient(UserError, ArithmeticError):
     "A guidance gradient is NaN or infinite: guidance cannot go on."
 
 def check_finite(gradient, t, guidance):
-    if gradient.sum().isfinite(): return                                     # one pass; a sum that overflows is looked into
+    # one pass; a sum that overflows is looked into
+    if gradient.sum().isfinite(): return
     bad = (~gradient.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if bad: raise NonFiniteGradient(f"the guidance gradient is not finite at time step {t} for image {bad[0]} of the batch ({guidance.where.__name__}, "
-                                    f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier.")
+    if bad:
+        raise NonFiniteGradient(
+            f"the guidance gradient is not finite at time step {t} for image {bad[0]} of the batch "
+            f"({guidance.where.__name__}, "
+            f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier."
+        )
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #ae0532ea
 def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=64, repeats=1):
-    """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image; `micro_batch` a number of images, or a `MicroBatch`.
-    With `repeats`, each step is taken so many times, going back to x_t by fresh noise in between (recurrence: Bansal et al. 2023, Yu et al. 2023).
+    """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image;
+    `micro_batch` a number of images, or a `MicroBatch`. With `repeats`, each step is taken so many times, going back
+    to x_t by fresh noise in between (recurrence: Bansal et al. 2023, Yu et al. 2023).
 
-    Raises `NonFiniteGradient` with the step, the image and the setting; `UserError` if there are more `steps` than T."""
+    Raises `NonFiniteGradient` with the step, the image and the setting; `UserError` if there are more `steps` than T.
+    """
     guidance.reset()
     if not isinstance(micro_batch, MicroBatch): micro_batch = MicroBatch(micro_batch)
     x_t = x_T.contiguous(memory_format=torch.channels_last)

@@ -13,20 +13,25 @@ from ..core import UserError, call_function, choose, file_of, is_function
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #8eb73e67
 class Stabilizer:
-    "Base: passes the gradient `g` (N, C, H, W) on as it is. Subclasses override `__call__`, and `reset` if they have a state."
+    """Base: passes the gradient `g` (N, C, H, W) on as it is. Subclasses override `__call__`, and `reset` if they have
+    a state."""
     def reset(self): pass
     def __call__(self, g): return g
 
 def _state(state, g, start):
     "The state, or its start value at the first call; a batch of another shape needs a `reset` first."
     if state is None: return start
-    if state.shape != g.shape: raise UserError(f"the stabilizer holds a state for {tuple(state.shape)} but was given {tuple(g.shape)}; call reset() first.")
+    if state.shape != g.shape:
+        raise UserError(
+            f"the stabilizer holds a state for {tuple(state.shape)} but was given {tuple(g.shape)}; call reset() first."
+        )
     return state
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #067cafb0
 @dataclass
 class Adam(Stabilizer):
-    "ADAM over sampling steps; the defaults are the paper's (read in the authors' code): no bias correction, eps = 1e-4."
+    """ADAM over sampling steps; the defaults are the paper's (read in the authors' code): no bias correction, eps =
+    1e-4."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-4
@@ -78,9 +83,18 @@ def make_stabilizer(name):
     Raises `UserError` for an unknown name, or an object that lacks `reset()` or cannot be called."""
     if not is_function(name): return STABILIZERS[choose("stabilizer", name, STABILIZERS)]()
     made = call_function(name, "the stabilizer")
-    if not (callable(made) and callable(getattr(made, "reset", None))): raise UserError(f"the stabilizer {name!r} is a {type(made).__name__}; it needs reset() and __call__(g), as gradcheck.guidance.stabilizers.Stabilizer has them.")
+    if not (callable(made) and callable(getattr(made, "reset", None))):
+        raise UserError(
+            f"the stabilizer {name!r} is a {type(made).__name__}; it needs reset() and __call__(g), as "
+            "gradcheck.guidance.stabilizers.Stabilizer has them."
+        )
     return made
 
 def stabilizer_digest(name):
-    "SHA-256 of the class's name and of the file that defines a stabilizer of yours, so that a changed one is computed anew; None for ours."
-    return hashlib.sha256(name.rpartition(":")[2].encode() + b"\n" + file_of(name).read_bytes()).hexdigest() if is_function(name) else None
+    """SHA-256 of the class's name and of the file that defines a stabilizer of yours, so that a changed one is computed
+    anew; None for ours."""
+    return (
+        hashlib.sha256(name.rpartition(":")[2].encode() + b"\n" + file_of(name).read_bytes()).hexdigest()
+        if is_function(name)
+        else None
+    )

@@ -23,16 +23,22 @@ from ..core import UserError
 TILE = 16
 
 def fill_tiles(n, device="cpu", tile=TILE):
-    "Indices that repeat n images up to the next multiple of `tile`; where they are one already, all of them, without a copy."
+    """Indices that repeat n images up to the next multiple of `tile`; where they are one already, all of them, without
+    a copy."""
     return torch.arange(-(-n // tile) * tile, device=device) % n if n % tile else slice(None)
 
 # %% ../../nbs/2_models/05_batches.ipynb #6f128d00
 def out_of_memory(error):
-    "Is this torch saying that memory ran out, on a GPU or a CPU? oneDNN, which does convolutions on a CPU, says it in words of its own."
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in ("DefaultCPUAllocator", "CUDA out of memory", "could not create a primitive"))
+    """Is this torch saying that memory ran out, on a GPU or a CPU? oneDNN, which does convolutions on a CPU, says it in
+    words of its own."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in ("DefaultCPUAllocator", "CUDA out of memory", "could not create a primitive")
+    )
+
 
 class MicroBatch:
-    "How many images go through the networks together, filled up to multiples of `tile`. Where memory runs out, it is halved for good, and says so."
+    """How many images go through the networks together, filled up to multiples of `tile`. Where memory runs out, it is
+    halved for good, and says so."""
     def __init__(self, size=64, tile=TILE): self.size, self.tile = size, tile
 
     def attempt(self, work, part):
@@ -42,11 +48,18 @@ class MicroBatch:
             if not out_of_memory(e): raise
 
     def halve(self):
-        if self.size == 1: raise UserError("memory ran out with a single image; use a smaller denoiser, --checkpointing, or a device with more memory.")
+        if self.size == 1:
+            raise UserError(
+                "memory ran out with a single image; use a smaller denoiser, --checkpointing, or a device with more "
+                "memory."
+            )
         self.size = self.size // 2
         self.tile = min(self.tile, self.size)
         if torch.cuda.is_available(): torch.cuda.empty_cache()
-        tqdm.write(f"gradcheck: memory ran out; from here on {self.size} images go through the networks together.", file=sys.stderr)
+        tqdm.write(
+            f"gradcheck: memory ran out; from here on {self.size} images go through the networks together.",
+            file=sys.stderr,
+        )
 
     def map(self, n, work):
         "`work(part)`, a list of tensors, for slices `part` that cover range(n), joined; one part is not copied."
@@ -65,8 +78,10 @@ def parse_bytes(text):
     "Bytes (int) of `\"8GB\"`, `\"7.5GiB\"` or `\"500MB\"`; None stays None. `UserError` for anything else."
     if text is None: return None
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", str(text).lower())
-    try: return int(float(match[1]) * UNITS[match[2]])
-    except (TypeError, ValueError, KeyError): raise UserError(f"memory {text!r} was given; write it as 8GB, 7.5GiB or 500MB.") from None
+    try:
+        return int(float(match[1]) * UNITS[match[2]])
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"memory {text!r} was given; write it as 8GB, 7.5GiB or 500MB.") from None
 
 # %% ../../nbs/2_models/05_batches.ipynb #a79dfac1
 class LiveBytes(TorchDispatchMode):
@@ -114,5 +129,9 @@ def fitting(budget, work, reserved, device="cpu", largest=1024):
     fixed, per_image = step_bytes(work)
     occupied = resident_bytes(device) + reserved + fixed
     size = min(int((0.9 * budget - occupied) // per_image), largest)
-    if size < 1: raise UserError(f"a memory of {budget / 1e9:.2f} GB is not enough: one image needs {(occupied + per_image) / 0.9e9:.2f} GB; give more (--memory), or --checkpointing.")
+    if size < 1:
+        raise UserError(
+            f"a memory of {budget / 1e9:.2f} GB is not enough: one image needs {(occupied + per_image) / 0.9e9:.2f} "
+            "GB; give more (--memory), or --checkpointing."
+        )
     return MicroBatch(size // TILE * TILE, TILE) if size >= TILE else MicroBatch(size, size)

@@ -24,9 +24,17 @@ from .networks import fold_norms, freeze
 @lru_cache(maxsize=8)
 def built_classifier(name):
     "The classifier that a function of yours builds, frozen; `UserError` if it is not a module."
-    with seeded(0): model = call_function(name, "the classifier")              # random weights are the same in every process
-    if not isinstance(model, nn.Module): raise UserError(f"the classifier {name!r} is a {type(model).__name__}; the function must return a torch.nn.Module.")
-    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()): raise UserError(f"the classifier {name!r} has lazy layers without a shape yet; call it once on an image before you return it.")
+    # random weights are the same in every process
+    with seeded(0): model = call_function(name, "the classifier")
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the classifier {name!r} is a {type(model).__name__}; the function must return a torch.nn.Module."
+        )
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        raise UserError(
+            f"the classifier {name!r} has lazy layers without a shape yet; call it once on an image before you return "
+            "it."
+        )
     return freeze(model)
 
 def content_digest(model):
@@ -34,19 +42,34 @@ def content_digest(model):
     digest = hashlib.sha256()
     try: digest.update(inspect.getsource(type(model)).encode())
     except (OSError, TypeError): digest.update(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()): digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 @lru_cache(maxsize=8)
 def function_card(name, shape):
-    "Our kind of card (a dict) for a classifier `MODULE:FUNCTION`, from what it answers to images of `shape` (C, H, W); `UserError` if it takes none of these."
+    """Our kind of card (a dict) for a classifier `MODULE:FUNCTION`, from what it answers to images of `shape` (C, H,
+    W); `UserError` if it takes none of these."""
     model = built_classifier(name)
     try:
         with torch.no_grad(): logits = model(torch.zeros(2, *shape))
-    except UserError: raise
-    except Exception as e: raise UserError(f"the classifier {name!r} does not take images of shape {shape} ({str(e).splitlines()[0]}).") from None
-    if not (isinstance(logits, torch.Tensor) and logits.dim() == 2 and len(logits) == 2): raise UserError(f"the classifier {name!r} must return logits (images, classes); for 2 images it returned {tuple(getattr(logits, 'shape', ()))}.")
-    return dict(architecture="function", config=dict(classes=logits.shape[1], size=None), classes=getattr(model, "class_names", None), sha256=content_digest(model))
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(
+            f"the classifier {name!r} does not take images of shape {shape} ({str(e).splitlines()[0]})."
+        ) from None
+    if not (isinstance(logits, torch.Tensor) and logits.dim() == 2 and len(logits) == 2):
+        raise UserError(
+            f"the classifier {name!r} must return logits (images, classes); for 2 images it returned "
+            f"{tuple(getattr(logits, 'shape', ()))}."
+        )
+    return dict(
+        architecture="function",
+        config=dict(classes=logits.shape[1], size=None),
+        classes=getattr(model, "class_names", None),
+        sha256=content_digest(model),
+    )
 
 # %% ../../nbs/2_models/09_catalogue.ipynb #e71c8c1d
 @lru_cache(maxsize=32)
@@ -54,25 +77,36 @@ def _card(read, path, changed): return read(path)
 
 def _read(read, path, *watched):
     "`read(path)`, once as long as none of the `watched` files changes."
-    return _card(read, str(path), tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in watched if f.is_file()))
+    return _card(
+        read, str(path), tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in watched if f.is_file())
+    )
+
 
 def denoiser_card(name):
     "A denoiser's card, with its `shape` (C, H, W) and `diffusion`; `UserError` for a name that is none."
     folder = located(name)
     if folder.is_dir(): return _read(pipeline_card, folder, *sorted(folder.glob("*.json")), *sorted(folder.glob("*/*")))
-    if is_function(name): raise UserError(f"the denoiser {str(name)!r} looks like a function; give a .safetensors file with its card, or a pipeline folder of diffusers.")
+    if is_function(name):
+        raise UserError(
+            f"the denoiser {str(name)!r} looks like a function; give a .safetensors file with its card, or a pipeline "
+            "folder of diffusers."
+        )
     card = read_card(name, "UNet")
     c = card["config"]
     return card | dict(shape=(c.get("channels", 3), c.get("size", 64), c.get("size", 64)))
 
 def classifier_card(name, shape):
-    "The card of a classifier for images of `shape` (C, H, W); `UserError` for a name that is none, or a classifier for images of another size."
+    """The card of a classifier for images of `shape` (C, H, W); `UserError` for a name that is none, or a classifier
+    for images of another size."""
     if is_function(name) and not Path(name).is_file(): return function_card(name, tuple(shape))
     path = resolve(name)
     card = read_card(name, CLASSIFIERS) if path.with_suffix(".json").is_file() else _read(foreign_card, path, path)
     size = card["config"]["size"]
     if shape[0] != 3 or shape[1] != shape[2] or (size or shape[1]) != shape[1]:
-        raise UserError(f"the classifier {str(name)!r} takes images of shape (3, {size or 'N'}, {size or 'N'}), the denoiser makes {tuple(shape)}; give models for the same images.")
+        raise UserError(
+            f"the classifier {str(name)!r} takes images of shape (3, {size or 'N'}, {size or 'N'}), the denoiser makes "
+            f"{tuple(shape)}; give models for the same images."
+        )
     return card
 
 def start_name(denoiser):
@@ -100,12 +134,23 @@ def open_classifier(name, device="cpu"):
 def _opened(opened, name, digest, device): return opened(name, device)
 
 def in_memory(kind, name, digest, device="cpu"):
-    "A model of a kind (\"denoiser\", \"classifier\", \"start\") by its name, loaded once as long as its digest is the same."
-    return _opened({"denoiser": open_denoiser, "classifier": open_classifier, "start": load_start}[kind], str(name), digest, str(device))
+    """A model of a kind ("denoiser", "classifier", "start") by its name, loaded once as long as its digest is the same."""
+    return _opened(
+        {"denoiser": open_denoiser, "classifier": open_classifier, "start": load_start}[kind],
+        str(name),
+        digest,
+        str(device),
+    )
 
 # %% ../../nbs/2_models/09_catalogue.ipynb #14744f76
 def class_names(card):
     "The names of the classes that a classifier's card lists, or their numbers; a single logit means no and yes."
     n = max(card["config"]["classes"], 2)
     names = card.get("classes")
-    return [str(c) for c in names] if names and len(names) == n else ["no", "yes"] if card["config"]["classes"] == 1 else [str(i) for i in range(n)]
+    return (
+        [str(c) for c in names]
+        if names and len(names) == n
+        else ["no", "yes"]
+        if card["config"]["classes"] == 1
+        else [str(i) for i in range(n)]
+    )

@@ -26,13 +26,23 @@ from .unet import UNet, UNetConfig
 WEIGHTS = Path(gradcheck.__file__).parent / "weights"
 
 # %% ../../nbs/2_models/07_checkpoints.ipynb #59c93d3b
-def build_unet(config): return UNet(UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
+def build_unet(config):
+    return UNet(UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
 
-ARCHITECTURES = {   # name -> (class, model -> its settings, settings -> model)
+
+ARCHITECTURES = {  # name -> (class, model -> its settings, settings -> model)
     "UNet": (UNet, lambda m: asdict(m.config), build_unet),
-    "MobileNetV3Small": (MobileNetV3Small, lambda m: dict(classes=m.classes, size=m.size), lambda c: MobileNetV3Small(**c)),
+    "MobileNetV3Small": (
+        MobileNetV3Small,
+        lambda m: dict(classes=m.classes, size=m.size),
+        lambda c: MobileNetV3Small(**c),
+    ),
     "ResNet": (ResNet, lambda m: dict(classes=m.classes, size=m.size, widths=m.widths), lambda c: ResNet(**c)),
-    "GaussianStart": (GaussianStart, lambda m: dict(rank=len(m.factor), channels=len(m.mean), size=m.mean.shape[-1]), lambda c: GaussianStart(**c)),
+    "GaussianStart": (
+        GaussianStart,
+        lambda m: dict(rank=len(m.factor), channels=len(m.mean), size=m.mean.shape[-1]),
+        lambda c: GaussianStart(**c),
+    ),
 }
 CLASSIFIERS = ("MobileNetV3Small", "ResNet")
 
@@ -51,12 +61,24 @@ def shards_of(tensors, largest):
     return shards
 
 def save_weights(model, path, card, dtype=torch.float16, largest=2**40):
-    "Write `path` (.safetensors, floats as `dtype`; in shards `NAME-00001-of-00004` beyond `largest` bytes) and its card (.json); returns the card, completed with architecture and SHA-256."
+    """Write `path` (.safetensors, floats as `dtype`; in shards `NAME-00001-of-00004` beyond `largest` bytes) and its
+    card (.json); returns the card, completed with architecture and SHA-256."""
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     path, (name, config), data = Path(path), config_of(model), [save(shard) for shard in shards_of(tensors, largest)]
-    files = [path.name] if len(data) == 1 else [f"{path.stem}-{i:05d}-of-{len(data):05d}.safetensors" for i in range(1, len(data) + 1)]
+    files = (
+        [path.name]
+        if len(data) == 1
+        else [f"{path.stem}-{i:05d}-of-{len(data):05d}.safetensors" for i in range(1, len(data) + 1)]
+    )
     n = sum(p.numel() for p in model.parameters())
-    card = {"architecture": name, "config": config, "parameters": n, **card, **({"files": files} if len(files) > 1 else {}), "sha256": hashlib.sha256(b"".join(data)).hexdigest()}
+    card = {
+        "architecture": name,
+        "config": config,
+        "parameters": n,
+        **card,
+        **({"files": files} if len(files) > 1 else {}),
+        "sha256": hashlib.sha256(b"".join(data)).hexdigest(),
+    }
     for file, content in zip(files, data): write_bytes(path.with_name(file), content)
     write_bytes(Path(path).with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     return card
@@ -67,16 +89,28 @@ def resolve(name):
     path = located(name) if str(name).endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
     if path.is_file() or any(path.parent.glob(f"{path.stem}-00001-of-*.safetensors")): return path
     bundled = sorted(str(p.relative_to(WEIGHTS).with_suffix("")) for p in WEIGHTS.rglob("*.safetensors"))
-    raise UserError(f"no weights {str(name)!r}: give the path of a .safetensors file, or one of the bundled {', '.join(bundled) or '(none)'}.")
+    raise UserError(
+        f"no weights {str(name)!r}: give the path of a .safetensors file, or one of the bundled "
+        f"{', '.join(bundled) or '(none)'}."
+    )
+
 
 def read_card(name, architecture=None):
-    "The card (a dict) of bundled weights or of a .safetensors file; `UserError` if it is unreadable or of none of the `architecture`s, a name or several."
+    """The card (a dict) of bundled weights or of a .safetensors file; `UserError` if it is unreadable or of none of the
+    `architecture`s, a name or several."""
     path = resolve(name).with_suffix(".json")
-    try: card = json.loads(path.read_text())
-    except (OSError, ValueError): raise UserError(f"the card {str(path)!r} is missing or not JSON; it must stand beside the weights.") from None
-    if not (isinstance(card, dict) and {"architecture", "config", "sha256"} <= card.keys()): raise UserError(f"the card {str(path)!r} is not one of ours: architecture, config and sha256 are needed.")
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"the card {str(path)!r} is missing or not JSON; it must stand beside the weights.") from None
+    if not (isinstance(card, dict) and {"architecture", "config", "sha256"} <= card.keys()):
+        raise UserError(f"the card {str(path)!r} is not one of ours: architecture, config and sha256 are needed.")
     allowed = [architecture] if isinstance(architecture, str) else list(architecture or ARCHITECTURES)
-    if card.get("architecture") not in allowed: raise UserError(f"the weights {str(name)!r} are of architecture {card.get('architecture')!r}; {' or '.join(allowed)} is needed here.")
+    if card.get("architecture") not in allowed:
+        raise UserError(
+            f"the weights {str(name)!r} are of architecture {card.get('architecture')!r}; {' or '.join(allowed)} is "
+            "needed here."
+        )
     return card
 
 def load_weights(name, architecture=None, device="cpu"):
@@ -86,17 +120,25 @@ def load_weights(name, architecture=None, device="cpu"):
     path, card = resolve(name), read_card(name, architecture)
     files = [path.with_name(file) for file in card.get("files", [path.name])]
     for file in files:
-        if not file.is_file(): raise UserError(f"the weights {str(path)!r} lack {file.name!r}, one of their {len(files)} files; fetch them again.")
+        if not file.is_file():
+            raise UserError(
+                f"the weights {str(path)!r} lack {file.name!r}, one of their {len(files)} files; fetch them again."
+            )
     data = [file.read_bytes() for file in files]
     if hashlib.sha256(b"".join(data)).hexdigest() != card.get("sha256"):
-        raise UserError(f"the weights {str(path)!r} are damaged: their SHA-256 is not the one on their card; fetch them again.")
+        raise UserError(
+            f"the weights {str(path)!r} are damaged: their SHA-256 is not the one on their card; fetch them again."
+        )
     try:
         with seeded(0): model = ARCHITECTURES[card["architecture"]][2](card["config"])
         model.load_state_dict({k: v for shard in data for k, v in load(shard).items()})
     except (SafetensorError, RuntimeError, TypeError, KeyError) as e:
-        raise UserError(f"the weights {str(path)!r} do not fit the architecture on their card ({str(e).splitlines()[0]}).") from None
+        raise UserError(
+            f"the weights {str(path)!r} do not fit the architecture on their card ({str(e).splitlines()[0]})."
+        ) from None
     return model.float().eval().requires_grad_(False).to(device)
 
 def load_denoiser(name, device="cpu"): return freeze(load_weights(name, "UNet", device))
 def load_start(name, device="cpu"): return load_weights(name, "GaussianStart", device)
-def load_classifier(name, device="cpu"): return freeze(fold_norms(load_weights(name, CLASSIFIERS, device)))      # ready for inference
+# ready for inference
+def load_classifier(name, device="cpu"): return freeze(fold_norms(load_weights(name, CLASSIFIERS, device)))

@@ -15,7 +15,10 @@ from ..core import RowLinear, UserError, row_linear
 # %% ../../nbs/2_models/03_classifiers.ipynb #066aeb6e
 def conv_norm(c_in, c_out, kernel, stride=1, groups=1, act=nn.Hardswish):
     "Convolution, batch normalisation (torchvision's eps and momentum), activation (or none)."
-    layers = [nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.01)]
+    layers = [
+        nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.01),
+    ]
     return nn.Sequential(*layers, *([act()] if act else []))
 
 class SqueezeExcitation(nn.Module):
@@ -45,26 +48,42 @@ class InvertedResidual(nn.Module):
 
 # %% ../../nbs/2_models/03_classifiers.ipynb #d81cb1f4
 def check_images(x, size):
-    "`x` if it is a batch of square colour images (N, 3, H, H), of H = `size` pixels unless that is None; else a `UserError`."
+    """`x` if it is a batch of square colour images (N, 3, H, H), of H = `size` pixels unless that is None; else a
+    `UserError`."""
     size = size or x.shape[-1]
     if tuple(x.shape[1:]) == (3, size, size): return x
     raise UserError(f"the classifier was given images of shape {tuple(x.shape[1:])} but takes (3, {size}, {size}) "
                     "(channels, height, width).")
 
 RE, HS = nn.ReLU, nn.Hardswish
-SMALL = ((16, 3, 16, 16, True, RE, 2), (16, 3, 72, 24, False, RE, 2), (24, 3, 88, 24, False, RE, 1), (24, 5, 96, 40, True, HS, 2),
-         (40, 5, 240, 40, True, HS, 1), (40, 5, 240, 40, True, HS, 1), (40, 5, 120, 48, True, HS, 1), (48, 5, 144, 48, True, HS, 1),
-         (48, 5, 288, 96, True, HS, 2), (96, 5, 576, 96, True, HS, 1), (96, 5, 576, 96, True, HS, 1))
+SMALL = (
+    (16, 3, 16, 16, True, RE, 2),
+    (16, 3, 72, 24, False, RE, 2),
+    (24, 3, 88, 24, False, RE, 1),
+    (24, 5, 96, 40, True, HS, 2),
+    (40, 5, 240, 40, True, HS, 1),
+    (40, 5, 240, 40, True, HS, 1),
+    (40, 5, 120, 48, True, HS, 1),
+    (48, 5, 144, 48, True, HS, 1),
+    (48, 5, 288, 96, True, HS, 2),
+    (96, 5, 576, 96, True, HS, 1),
+    (96, 5, 576, 96, True, HS, 1),
+)
 
 class MobileNetV3Small(nn.Module):
-    """Images (N, 3, H, W) in [-1, 1] to logits (N, classes); parameter names and shapes are torchvision's `mobilenet_v3_small`.
+    """Images (N, 3, H, W) in [-1, 1] to logits (N, classes); parameter names and shapes are torchvision's
+    `mobilenet_v3_small`.
 
     Raises `UserError` for images with another number of channels, or of another size where `size` is given."""
     def __init__(self, classes=4, size=None, dropout=0.2):
         super().__init__()
         self.classes, self.size = classes, size
-        self.features = nn.Sequential(conv_norm(3, 16, 3, 2), *(InvertedResidual(*row) for row in SMALL), conv_norm(96, 576, 1))
-        self.classifier = nn.Sequential(RowLinear(576, 1024), nn.Hardswish(), nn.Dropout(dropout), RowLinear(1024, classes))
+        self.features = nn.Sequential(
+            conv_norm(3, 16, 3, 2), *(InvertedResidual(*row) for row in SMALL), conv_norm(96, 576, 1)
+        )
+        self.classifier = nn.Sequential(
+            RowLinear(576, 1024), nn.Hardswish(), nn.Dropout(dropout), RowLinear(1024, classes)
+        )
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out")
             if isinstance(m, nn.Linear): nn.init.normal_(m.weight, 0, 0.01); nn.init.zeros_(m.bias)
@@ -98,7 +117,8 @@ class ResNet(nn.Module):
 
 # %% ../../nbs/2_models/03_classifiers.ipynb #fdf8755e
 def class_probabilities(logits):
-    "Probabilities (N, classes) from logits (N, classes), by softmax; from a single logit (N, 1), those of no and yes, by the sigmoid."
+    """Probabilities (N, classes) from logits (N, classes), by softmax; from a single logit (N, 1), those of no and yes,
+    by the sigmoid."""
     if logits.shape[1] > 1: return logits.softmax(1)
     return torch.cat([(-logits).sigmoid(), logits.sigmoid()], 1)
 

@@ -18,7 +18,8 @@ from ..core import UserError, choose, randn
 # %% ../../nbs/2_models/01_ddpm.ipynb #b8758872
 SCHEDULES = {
     "linear": lambda T, first, last: torch.linspace(first, last, T, dtype=torch.float64),
-    "scaled_linear": lambda T, first, last: torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2,      # Rombach et al. 2022
+    # Rombach et al. 2022
+    "scaled_linear": lambda T, first, last: torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2,
     "cosine": lambda T, first, last: cosine_betas(T),
 }
 
@@ -27,18 +28,20 @@ def cosine_betas(T, offset=0.008, largest=0.999):
     abar = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - abar[1:] / abar[:-1]).clamp(max=largest)
 
-VARIANCES = {   # of the ancestral step, from abar at t and t_prev; the last step (abar_prev = 1) adds no noise (Ho et al. 2020, section 3.2)
+# of the ancestral step, from abar at t and t_prev; the last step (abar_prev = 1) adds no noise (Ho et al. 2020, section
+# 3.2)
+VARIANCES = {
     "fixed_small": lambda abar, abar_prev: (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev),
     "fixed_large": lambda abar, abar_prev: (1 - abar / abar_prev) * (abar_prev < 1),
 }
 
 @dataclass(frozen=True)
 class DDPM:
-    """A variance-preserving diffusion of `T` steps with a `schedule` from `beta_start` to `beta_end` (`cosine` needs neither); `clip` clips x0-hat to [-1, 1];
-    `variance` is that of the ancestral step.
+    """A variance-preserving diffusion of `T` steps with a `schedule` from `beta_start` to `beta_end` (`cosine` needs
+    neither); `clip` clips x0-hat to [-1, 1]; `variance` is that of the ancestral step.
 
-    Every method takes `t` as an int, or as integers (N,) with one time per image. Raises `UserError` for a schedule or variance that is not known
-    or more sampling steps than `T`."""
+    Every method takes `t` as an int, or as integers (N,) with one time per image. Raises `UserError` for a schedule or
+    variance that is not known or more sampling steps than `T`."""
     T: int = 400
     schedule: str = "linear"
     beta_start: float = 1e-4
@@ -67,13 +70,15 @@ class DDPM:
         return abar.sqrt() * x0 + (1 - abar).sqrt() * eps
 
     def renoise(self, x_prev, t_prev, t, eps):
-        "x_t ~ q(x_t | x_prev), back to a later time t > t_prev, by the noise `eps` (Ho et al. 2020, eq. 2, over several steps at once)."
+        """x_t ~ q(x_t | x_prev), back to a later time t > t_prev, by the noise `eps` (Ho et al. 2020, eq. 2, over
+        several steps at once)."""
         alpha = self.abar_at(t, x_prev) / self.abar_at(t_prev, x_prev)
         return alpha.sqrt() * x_prev + (1 - alpha).sqrt() * eps
 
     # --- what the denoiser says, in three currencies -------------------------------------------
     def x0_from(self, x_t, t, output, prediction):
-        "x0-hat, not clipped, from the denoiser's output of the given kind (Ho et al. 2020, eq. 15; Salimans & Ho 2022, appendix D)."
+        """x0-hat, not clipped, from the denoiser's output of the given kind (Ho et al. 2020, eq. 15; Salimans & Ho
+        2022, appendix D)."""
         abar = self.abar_at(t, x_t)
         if prediction == "sample": return output
         if prediction == "epsilon": return (x_t - (1 - abar).sqrt() * output) / abar.sqrt()
@@ -88,9 +93,11 @@ class DDPM:
 
     # --- where sampling starts, and which steps it takes ----------------------------------------
     def timesteps(self, steps=None):
-        "Pairs (t, t_prev), from noise to image, of an even sub-sequence with `steps` elements that starts at T - 1; the last t_prev is -1."
+        """Pairs (t, t_prev), from noise to image, of an even sub-sequence with `steps` elements that starts at T - 1;
+        the last t_prev is -1."""
         steps = self.T if steps is None else steps
-        if not 1 <= steps <= self.T: raise UserError(f"{steps} sampling steps were asked for; choose between 1 and T = {self.T}.")
+        if not 1 <= steps <= self.T:
+            raise UserError(f"{steps} sampling steps were asked for; choose between 1 and T = {self.T}.")
         ts = [math.ceil(self.T * (steps - k) / steps) - 1 for k in range(steps)]
         return list(zip(ts, ts[1:] + [-1]))
 
@@ -107,7 +114,8 @@ def predict(ddpm, denoiser, x_t, t):
 
 # %% ../../nbs/2_models/01_ddpm.ipynb #02cd4e5b
 class GaussianStart(nn.Module):
-    "The matched start: `mean` (C, H, W) and principal components `factor` (K, C, H, W), scaled so that x0 = mean + sum_k z_k factor_k has the data's moments."
+    """The matched start: `mean` (C, H, W) and principal components `factor` (K, C, H, W), scaled so that x0 = mean +
+    sum_k z_k factor_k has the data's moments."""
     def __init__(self, rank, channels, size):
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels, size, size))
@@ -118,13 +126,21 @@ class GaussianStart(nn.Module):
         "Moments of images (N, C, H, W), the covariance cut to its `rank` leading components (there are at most N - 1)."
         rank = min(rank, len(images) - 1)
         start, centred = cls(rank, *images.shape[1:3]), (images - images.mean(0)).flatten(1)
-        _, vectors = torch.linalg.eigh(centred @ centred.T / len(images))               # ascending; N x N, not pixels x pixels
-        start.mean, start.factor = images.mean(0), (vectors[:, -rank:].T @ centred / len(images) ** 0.5).view(rank, *images.shape[1:])
+        # ascending; N x N, not pixels x pixels
+        _, vectors = torch.linalg.eigh(centred @ centred.T / len(images))
+        start.mean, start.factor = (
+            images.mean(0),
+            (vectors[:, -rank:].T @ centred / len(images) ** 0.5).view(rank, *images.shape[1:]),
+        )
         return start
 
     def forward(self, ddpm, generator, count=None):
         "x_T (N, C, H, W) from one generator and a count, or from one generator per image."
         count = len(generator) if count is None else count
-        eps, z = randn((count, *self.mean.shape), generator, self.mean.device), randn((count, len(self.factor)), generator, self.mean.device)
-        x0 = torch.stack([self.mean + torch.tensordot(z_i, self.factor, 1) for z_i in z])        # one by one: the same bits in any batch
+        eps, z = (
+            randn((count, *self.mean.shape), generator, self.mean.device),
+            randn((count, len(self.factor)), generator, self.mean.device),
+        )
+        # one by one: the same bits in any batch
+        x0 = torch.stack([self.mean + torch.tensordot(z_i, self.factor, 1) for z_i in z])
         return ddpm.q_sample(x0, ddpm.T - 1, eps)

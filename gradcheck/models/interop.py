@@ -23,26 +23,52 @@ from .classifiers import MobileNetV3Small
 from .unet import PREDICTIONS
 
 # %% ../../nbs/2_models/08_interop.ipynb #d18ea956
-BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}          # diffusers' names -> ours
+# diffusers' names -> ours
+BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 VARIANCE_TYPES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"}
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
-REFUSED = {"thresholding": "dynamic thresholding", "rescale_betas_zero_snr": "a rescaled zero terminal SNR", "trained_betas": "betas of its own"}
+REFUSED = {
+    "thresholding": "dynamic thresholding",
+    "rescale_betas_zero_snr": "a rescaled zero terminal SNR",
+    "trained_betas": "betas of its own",
+}
+
 
 def read_json(path, what):
-    try: return json.loads(Path(path).read_text())
-    except FileNotFoundError: raise UserError(f"{str(Path(path).parent.parent)!r} has no {Path(path).parent.name}/{Path(path).name}; a pipeline folder of diffusers has {what}.") from None
-    except (OSError, ValueError): raise UserError(f"{str(path)!r} is not readable as JSON; fetch the pipeline again.") from None
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{str(Path(path).parent.parent)!r} has no {Path(path).parent.name}/{Path(path).name}; a pipeline folder "
+            f"of diffusers has {what}."
+        ) from None
+    except (OSError, ValueError):
+        raise UserError(f"{str(path)!r} is not readable as JSON; fetch the pipeline again.") from None
 
 def read_scheduler(folder):
-    "The fields of our `DDPM` (a dict) and the kind of prediction, from a pipeline folder. `UserError` for anything that we do not implement."
+    """The fields of our `DDPM` (a dict) and the kind of prediction, from a pipeline folder. `UserError` for anything
+    that we do not implement."""
     config = read_json(Path(folder) / "scheduler" / "scheduler_config.json", "unet/ and scheduler/")
     choose("scheduler", config.get("_class_name"), SCHEDULERS)
     for field, meaning in REFUSED.items():
-        if config.get(field) not in (None, False): raise UserError(f"the scheduler in {str(folder)!r} uses {meaning} ({field}), which gradcheck does not implement.")
-    if config.get("clip_sample", True) and config.get("clip_sample_range", 1.0) != 1.0: raise UserError(f"the scheduler in {str(folder)!r} clips x0-hat to {config['clip_sample_range']}; gradcheck clips to 1, or not at all.")
+        if config.get(field) not in (None, False):
+            raise UserError(
+                f"the scheduler in {str(folder)!r} uses {meaning} ({field}), which gradcheck does not implement."
+            )
+    if config.get("clip_sample", True) and config.get("clip_sample_range", 1.0) != 1.0:
+        raise UserError(
+            f"the scheduler in {str(folder)!r} clips x0-hat to {config['clip_sample_range']}; gradcheck clips to 1, or "
+            "not at all."
+        )
     variance = VARIANCE_TYPES[choose("variance type", config.get("variance_type") or "fixed_small", VARIANCE_TYPES)]
-    diffusion = dict(T=config.get("num_train_timesteps", 1000), schedule=BETAS[choose("beta schedule", config.get("beta_schedule", "linear"), BETAS)],
-                     beta_start=config.get("beta_start", 1e-4), beta_end=config.get("beta_end", 0.02), clip=config.get("clip_sample", True), variance=variance)
+    diffusion = dict(
+        T=config.get("num_train_timesteps", 1000),
+        schedule=BETAS[choose("beta schedule", config.get("beta_schedule", "linear"), BETAS)],
+        beta_start=config.get("beta_start", 1e-4),
+        beta_end=config.get("beta_end", 0.02),
+        clip=config.get("clip_sample", True),
+        variance=variance,
+    )
     return diffusion, choose("prediction", config.get("prediction_type", "epsilon"), PREDICTIONS)
 
 # %% ../../nbs/2_models/08_interop.ipynb #b8425175
@@ -54,35 +80,70 @@ def weight_files(folder):
     files = sorted(unet.glob(f"{STEM}*.safetensors"))
     if files: return files
     pickled = sorted(p.name for p in unet.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled: raise UserError(f"{str(unet)!r} holds pickled weights only ({pickled[0]}), which can run code while they are read; save the pipeline again with safe_serialization=True.")
+    if pickled:
+        raise UserError(
+            f"{str(unet)!r} holds pickled weights only ({pickled[0]}), which can run code while they are read; save "
+            "the pipeline again with safe_serialization=True."
+        )
     raise UserError(f"{str(unet)!r} holds no {STEM}.safetensors; give the folder of a pipeline saved by diffusers.")
 
 def pipeline_card(folder):
-    "Architecture, config, image shape, diffusion, prediction and digest of a pipeline folder of diffusers (a dict). `UserError` for a folder that is not one, or not unconditional."
+    """Architecture, config, image shape, diffusion, prediction and digest of a pipeline folder of diffusers (a dict).
+    `UserError` for a folder that is not one, or not unconditional."""
     folder = Path(folder)
-    if not (folder / "unet").is_dir(): raise UserError(f"{str(folder)!r} has no folder unet/; give the folder of an unconditional pipeline (unet/ and scheduler/), saved by diffusers.")
-    config, (diffusion, prediction) = read_json(folder / "unet" / "config.json", "unet/ and scheduler/"), read_scheduler(folder)
+    if not (folder / "unet").is_dir():
+        raise UserError(
+            f"{str(folder)!r} has no folder unet/; give the folder of an unconditional pipeline (unet/ and "
+            "scheduler/), saved by diffusers."
+        )
+    config, (diffusion, prediction) = (
+        read_json(folder / "unet" / "config.json", "unet/ and scheduler/"),
+        read_scheduler(folder),
+    )
     choose("kind of unet", config.get("_class_name"), ["UNet2DModel"])
     c, size, patch = config.get("in_channels", 3), config.get("sample_size"), read_patch(folder)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    if config.get("num_class_embeds"): raise UserError(f"the U-Net in {str(folder)!r} is conditioned on classes; classifier guidance needs an unconditional one.")
-    if config.get("out_channels", 3) != c: raise UserError(f"the U-Net in {str(folder)!r} returns {config.get('out_channels')} channels for {c}: a learned variance, which gradcheck does not implement.")
-    if not height: raise UserError(f"the U-Net in {str(folder)!r} does not say its sample_size; add it to unet/config.json.")
+    if config.get("num_class_embeds"):
+        raise UserError(
+            f"the U-Net in {str(folder)!r} is conditioned on classes; classifier guidance needs an unconditional one."
+        )
+    if config.get("out_channels", 3) != c:
+        raise UserError(
+            f"the U-Net in {str(folder)!r} returns {config.get('out_channels')} channels for {c}: a learned variance, "
+            "which gradcheck does not implement."
+        )
+    if not height:
+        raise UserError(f"the U-Net in {str(folder)!r} does not say its sample_size; add it to unet/config.json.")
     digest = hashlib.sha256()
     for file in [folder / "unet" / "config.json", *weight_files(folder)]: digest.update(file.read_bytes())
-    return dict(architecture="UNet2DModel", config=config, patch=patch, shape=(c // patch**2, height * patch, width * patch), diffusion=diffusion, prediction=prediction, sha256=digest.hexdigest())
+    return dict(
+        architecture="UNet2DModel",
+        config=config,
+        patch=patch,
+        shape=(c // patch**2, height * patch, width * patch),
+        diffusion=diffusion,
+        prediction=prediction,
+        sha256=digest.hexdigest(),
+    )
 
-def read_patch(folder): return read_json(folder / "gradcheck.json", "")["patch"] if (folder / "gradcheck.json").is_file() else 1
+
+def read_patch(folder):
+    return read_json(folder / "gradcheck.json", "")["patch"] if (folder / "gradcheck.json").is_file() else 1
 
 # %% ../../nbs/2_models/08_interop.ipynb #b72d5d3a
 def diffusers_module():
     "The package diffusers; `UserError` if it is not installed."
-    try: import diffusers
-    except ImportError: raise UserError("this needs the package diffusers; install it with: pip install 'gradcheck[diffusers]'") from None
+    try:
+        import diffusers
+    except ImportError:
+        raise UserError(
+            "this needs the package diffusers; install it with: pip install 'gradcheck[diffusers]'"
+        ) from None
     return diffusers
 
 class PipelineDenoiser(nn.Module):
-    """The U-Net of a diffusers pipeline as a denoiser `(x_t (N, C, H, W), t (N,)) -> (N, C, H, W)`; `prediction` says what it returns, `shape` what it takes.
+    """The U-Net of a diffusers pipeline as a denoiser `(x_t (N, C, H, W), t (N,)) -> (N, C, H, W)`; `prediction` says
+    what it returns, `shape` what it takes.
 
     Raises `UserError` for images of another shape."""
     def __init__(self, unet, prediction, shape, patch=1):
@@ -94,53 +155,126 @@ class PipelineDenoiser(nn.Module):
         else: self.unet.disable_gradient_checkpointing()
 
     def forward(self, x, t):
-        if tuple(x.shape[1:]) != self.shape: raise UserError(f"the denoiser was given images of shape {tuple(x.shape[1:])} but takes {self.shape} (channels, height, width).")
+        if tuple(x.shape[1:]) != self.shape:
+            raise UserError(
+                f"the denoiser was given images of shape {tuple(x.shape[1:])} but takes {self.shape} (channels, "
+                "height, width)."
+            )
         return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.patch), t).sample, self.patch)
 
 def load_pipeline(folder, device="cpu"):
-    "The denoiser of a pipeline folder of diffusers, frozen, float32. `UserError` as `pipeline_card`, or if the weights do not fit the configuration."
+    """The denoiser of a pipeline folder of diffusers, frozen, float32. `UserError` as `pipeline_card`, or if the
+    weights do not fit the configuration."""
     card, diffusers = pipeline_card(folder), diffusers_module()
     try:
-        with seeded(0): unet, info = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, TypeError) as e: raise UserError(f"the U-Net in {str(folder)!r} cannot be read by diffusers {diffusers.__version__} ({str(e).splitlines()[0]}).") from None
+        with seeded(0):
+            unet, info = diffusers.UNet2DModel.from_pretrained(
+                folder,
+                subfolder="unet",
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, TypeError) as e:
+        raise UserError(
+            f"the U-Net in {str(folder)!r} cannot be read by diffusers {diffusers.__version__} "
+            f"({str(e).splitlines()[0]})."
+        ) from None
     lost = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if lost: raise UserError(f"the weights in {str(folder)!r} do not fit its unet/config.json ({len(lost)} parameters, {lost[0]} first); fetch the pipeline again.")
-    return PipelineDenoiser(unet, card["prediction"], card["shape"], card["patch"]).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    if lost:
+        raise UserError(
+            f"the weights in {str(folder)!r} do not fit its unet/config.json ({len(lost)} parameters, {lost[0]} "
+            "first); fetch the pipeline again."
+        )
+    return (
+        PipelineDenoiser(unet, card["prediction"], card["shape"], card["patch"])
+        .eval()
+        .requires_grad_(False)
+        .to(device, memory_format=torch.channels_last)
+    )
 
 # %% ../../nbs/2_models/08_interop.ipynb #a9ccd9e8
 def as_unet2d(unet):
     "diffusers' `UNet2DModel` with the weights of our `UNet`."
     c, diffusers = unet.config, diffusers_module()
-    down, up = (tuple(f"Attn{way}Block2D" if a else f"{way}Block2D" for a in levels) for way, levels in (("Down", c.attention), ("Up", c.attention[::-1])))
-    with seeded(0): model = diffusers.UNet2DModel(sample_size=c.size // c.patch, in_channels=c.channels * c.patch**2, out_channels=c.channels * c.patch**2, layers_per_block=c.layers, block_out_channels=c.widths,
-                                                  down_block_types=down, up_block_types=up, norm_num_groups=c.groups, attention_head_dim=c.head_dim)
+    down, up = (
+        tuple(f"Attn{way}Block2D" if a else f"{way}Block2D" for a in levels)
+        for way, levels in (("Down", c.attention), ("Up", c.attention[::-1]))
+    )
+    with seeded(0):
+        model = diffusers.UNet2DModel(
+            sample_size=c.size // c.patch,
+            in_channels=c.channels * c.patch**2,
+            out_channels=c.channels * c.patch**2,
+            layers_per_block=c.layers,
+            block_out_channels=c.widths,
+            down_block_types=down,
+            up_block_types=up,
+            norm_num_groups=c.groups,
+            attention_head_dim=c.head_dim,
+        )
     model.load_state_dict(unet.state_dict())
     return model.eval()
 
 def save_pipeline(unet, ddpm, folder):
     "Write our `UNet` and `DDPM` as a pipeline folder of diffusers, in safetensors; returns diffusers' pipeline."
     diffusers, names = diffusers_module(), {ours: theirs for theirs, ours in BETAS.items()}
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=ddpm.T, beta_schedule=names[ddpm.schedule], beta_start=ddpm.beta_start, beta_end=ddpm.beta_end, clip_sample=ddpm.clip,
-                                        variance_type=ddpm.variance, prediction_type=unet.prediction, timestep_spacing="trailing")
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=ddpm.T,
+        beta_schedule=names[ddpm.schedule],
+        beta_start=ddpm.beta_start,
+        beta_end=ddpm.beta_end,
+        clip_sample=ddpm.clip,
+        variance_type=ddpm.variance,
+        prediction_type=unet.prediction,
+        timestep_spacing="trailing",
+    )
     pipeline = diffusers.DDPMPipeline(as_unet2d(unet), scheduler)
     pipeline.save_pretrained(make_folder(folder), safe_serialization=True)
-    if unet.config.patch > 1: write_bytes(Path(folder) / "gradcheck.json", (json.dumps(dict(patch=unet.config.patch, note="images are pixel_shuffle(patch) of what the unet sees")) + "\n").encode())
+    if unet.config.patch > 1:
+        write_bytes(
+            Path(folder) / "gradcheck.json",
+            (
+                json.dumps(dict(patch=unet.config.patch, note="images are pixel_shuffle(patch) of what the unet sees"))
+                + "\n"
+            ).encode(),
+        )
     return pipeline
 
 # %% ../../nbs/2_models/08_interop.ipynb #b62f4be5
-def without_prefix(name): return name.removeprefix("classifier.") if name.startswith("classifier.features.") or name.startswith("classifier.classifier.") else name
+def without_prefix(name):
+    return (
+        name.removeprefix("classifier.")
+        if name.startswith("classifier.features.") or name.startswith("classifier.classifier.")
+        else name
+    )
+
 
 def foreign_card(path):
-    "Our kind of card (a dict) for a classifier's safetensors that has none; `UserError` if it is not a MobileNetV3-small in torchvision's names."
+    """Our kind of card (a dict) for a classifier's safetensors that has none; `UserError` if it is not a
+    MobileNetV3-small in torchvision's names."""
     try:
-        with safe_open(path, "pt") as f: shapes = {without_prefix(k): tuple(f.get_slice(k).get_shape()) for k in f.keys()}
-    except SafetensorError: raise UserError(f"{str(path)!r} is not a readable safetensors file; fetch it again.") from None
+        with safe_open(path, "pt") as f:
+            shapes = {without_prefix(k): tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    except SafetensorError:
+        raise UserError(f"{str(path)!r} is not a readable safetensors file; fetch it again.") from None
     classes = shapes.get("classifier.3.weight", (0,))[0]
-    with torch.device("meta"): expected = {k: tuple(v.shape) for k, v in MobileNetV3Small(max(classes, 1)).state_dict().items()}
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in MobileNetV3Small(max(classes, 1)).state_dict().items()}
     if shapes != expected:
         odd = sorted({*shapes.items()} ^ {*expected.items()})[0][0]
-        raise UserError(f"the classifier {str(path)!r} has no card and is not a MobileNetV3-small in torchvision's names (see {odd}); give MODULE:FUNCTION that builds it.")
-    return dict(architecture="MobileNetV3Small", config=dict(classes=classes, size=None), sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        raise UserError(
+            f"the classifier {str(path)!r} has no card and is not a MobileNetV3-small in torchvision's names (see "
+            f"{odd}); give MODULE:FUNCTION that builds it."
+        )
+    return dict(
+        architecture="MobileNetV3Small",
+        config=dict(classes=classes, size=None),
+        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+    )
+
 
 def load_foreign_classifier(path, device="cpu"):
     "The classifier of a checkpoint without a card, in evaluation mode."

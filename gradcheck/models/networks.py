@@ -20,7 +20,8 @@ def freeze(model):
 
 # %% ../../nbs/2_models/04_networks.ipynb #d8e2acd0
 def fold_norms(model):
-    "Fold batch normalisations into the convolutions before them, and keep in float64 what `row_linear` uses as such; in place (inference only); returns the model."
+    """Fold batch normalisations into the convolutions before them, and keep in float64 what `row_linear` uses as such;
+    in place (inference only); returns the model."""
     for block in model.modules():
         if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
@@ -29,7 +30,8 @@ def fold_norms(model):
 
 # %% ../../nbs/2_models/04_networks.ipynb #3f106046
 class Autocast(nn.Module):
-    "A network run under automatic mixed precision, its output float32. `dtype` is torch.bfloat16 or torch.float16; other attributes are the network's."
+    """A network run under automatic mixed precision, its output float32. `dtype` is torch.bfloat16 or torch.float16;
+    other attributes are the network's."""
     def __init__(self, network, dtype):
         super().__init__()
         self.network, self.dtype = network, dtype

@@ -45,7 +45,8 @@ def classification_loss(model, ddpm, x0, labels, generator, kind):
 # %% ../../nbs/2_models/06_training.ipynb #695c39e2
 @dataclass(frozen=True)
 class Recipe:
-    "How long and how fast: optimizer steps, batch size, peak learning rate, warm-up steps, weight decay, EMA decay (0: none), gradient-norm clip, precision, seed."
+    """How long and how fast: optimizer steps, batch size, peak learning rate, warm-up steps, weight decay, EMA decay
+    (0: none), gradient-norm clip, precision, seed."""
     steps: int
     batch_size: int = 64
     lr: float = 1e-3
@@ -66,7 +67,10 @@ def step_seed(seed, step): return int(counter_bits(seed, step, stream=9)) >> 1
 def pack(model, ema, optimizer):
     "Everything that training remembers, as one flat dict of tensors: model.NAME, ema.NAME, optimizer.NAME.MOMENT."
     out = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}
-    return out | {f"optimizer.{name}.{k}": v for name, p in model.named_parameters() for k, v in optimizer.state[p].items()}
+    return out | {
+        f"optimizer.{name}.{k}": v for name, p in model.named_parameters() for k, v in optimizer.state[p].items()
+    }
+
 
 def unpack(tensors, model, ema, optimizer):
     "The inverse of `pack`, in place."
@@ -99,11 +103,22 @@ def autocast(device, precision):
 
 # %% ../../nbs/2_models/06_training.ipynb #c0ccb16b
 class Trainer:
-    """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds checkpoint.safetensors and log.jsonl.
+    """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds
+    checkpoint.safetensors and log.jsonl.
 
-    `identity` says in JSON what is trained on what. Raises `UserError` if `out` holds the checkpoint of another identity or recipe, or any while `resume` is off."""
-    def __init__(self, model, loss, data, recipe, out, device="cpu", resume=False, every_s=180, on_checkpoint=None, identity=()):
-        self.model, self.loss, self.data, self.recipe, self.out = model.to(device, memory_format=torch.channels_last), loss, data, recipe, Path(out)
+    `identity` says in JSON what is trained on what. Raises `UserError` if `out` holds the checkpoint of another
+    identity or recipe, or any while `resume` is off."""
+
+    def __init__(
+        self, model, loss, data, recipe, out, device="cpu", resume=False, every_s=180, on_checkpoint=None, identity=()
+    ):
+        self.model, self.loss, self.data, self.recipe, self.out = (
+            model.to(device, memory_format=torch.channels_last),
+            loss,
+            data,
+            recipe,
+            Path(out),
+        )
         self.device, self.every_s, self.on_checkpoint = device, every_s, on_checkpoint or (lambda trainer: None)
         self.identity = json.loads(json.dumps(dict(identity) | {"recipe": asdict(recipe)}))
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
@@ -115,21 +130,44 @@ class Trainer:
         if self.checkpoint.exists(): self.load(resume)
 
     def load(self, resume):
-        try: meta, tensors = read_meta(self.checkpoint), load_file(self.checkpoint, device=str(self.device))
-        except SafetensorError: raise UserError(f"the checkpoint {str(self.checkpoint)!r} is damaged; delete it and start again, or restore a copy.") from None
-        if not resume: raise UserError(f"{str(self.out)!r} already holds a training run; resume it (--resume) or choose another folder.")
+        try:
+            meta, tensors = read_meta(self.checkpoint), load_file(self.checkpoint, device=str(self.device))
+        except SafetensorError:
+            raise UserError(
+                f"the checkpoint {str(self.checkpoint)!r} is damaged; delete it and start again, or restore a copy."
+            ) from None
+        if not resume:
+            raise UserError(
+                f"{str(self.out)!r} already holds a training run; resume it (--resume) or choose another folder."
+            )
         was, now = meta.get("identity", {}), self.identity
         differ = [k for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
-        if differ: raise UserError(f"{str(self.out)!r} holds another training run ({', '.join(f'{k} was {was.get(k)}' for k in differ)}); choose another folder.")
+        if differ:
+            raise UserError(
+                f"{str(self.out)!r} holds another training run ({', '.join(f'{k} was {was.get(k)}' for k in differ)}); "
+                "choose another folder."
+            )
         unpack(tensors, self.model, self.ema, self.optimizer)
         self.step, self.seconds, self.recent = meta["step"], meta["seconds"], meta["recent"]
         if meta.get("scaler"): self.scaler.load_state_dict(meta["scaler"])
 
     def save(self):
-        meta = dict(step=self.step, seconds=self.seconds, recent=self.recent, identity=self.identity, scaler=self.scaler.state_dict())
+        meta = dict(
+            step=self.step,
+            seconds=self.seconds,
+            recent=self.recent,
+            identity=self.identity,
+            scaler=self.scaler.state_dict(),
+        )
         save_atomically(pack(self.model, self.ema, self.optimizer), self.checkpoint, meta)
-        record = dict(step=self.step, loss=sum(self.recent) / max(len(self.recent), 1), lr=self.recipe.lr_at(self.step),
-                      images=self.step * self.recipe.batch_size, seconds=round(self.seconds, 1), images_per_second=round(self.step * self.recipe.batch_size / max(self.seconds, 1e-3), 1))
+        record = dict(
+            step=self.step,
+            loss=sum(self.recent) / max(len(self.recent), 1),
+            lr=self.recipe.lr_at(self.step),
+            images=self.step * self.recipe.batch_size,
+            seconds=round(self.seconds, 1),
+            images_per_second=round(self.step * self.recipe.batch_size / max(self.seconds, 1e-3), 1),
+        )
         with open(self.out / "log.jsonl", "a") as f: f.write(json.dumps(record) + "\n")
         self.on_checkpoint(self)
 
@@ -148,7 +186,8 @@ class Trainer:
         return loss.item()
 
     def run(self):
-        "Train to the end of the recipe, with a checkpoint every `every_s` seconds; returns the model with the averaged weights, in eval mode."
+        """Train to the end of the recipe, with a checkpoint every `every_s` seconds; returns the model with the
+        averaged weights, in eval mode."""
         self.model.train()
         stream = prefetched(self.data.batches(self.recipe.batch_size, seed=self.recipe.seed, start=self.step))
         last = saved = time.monotonic()
@@ -161,7 +200,9 @@ class Trainer:
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
             bar.update(); bar.set_postfix(loss=f"{sum(self.recent) / len(self.recent):.4f}", refresh=False)
-            if now - saved > self.every_s or self.step == self.recipe.steps: self.save(); saved = last = time.monotonic()
+            if now - saved > self.every_s or self.step == self.recipe.steps:
+                self.save()
+                saved = last = time.monotonic()
         bar.close(); stream.close()
         self.model.load_state_dict(self.ema)
         return self.model.eval()

@@ -66,10 +66,12 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock2D(i, o, c_time, config.groups) for i, o in channels)
         self.attentions = nn.ModuleList(Attention(o, config.groups, config.head_dim) for _, o in channels if attention)
 
-    checkpointing = False                                         # keep no activations inside a block, compute them again for the gradient
+    # keep no activations inside a block, compute them again for the gradient
+    checkpointing = False
 
     def block(self, i, x, time):
-        if self.checkpointing and torch.is_grad_enabled(): return checkpoint(self.compute, i, x, time, use_reentrant=False, preserve_rng_state=False)
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.compute, i, x, time, use_reentrant=False, preserve_rng_state=False)
         return self.compute(i, x, time)
 
     def compute(self, i, x, time):
@@ -111,7 +113,8 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 @dataclass(frozen=True)
 class UNetConfig:
-    "All that shapes a `UNet`: image `size` and `channels`, `patch`, `widths` and `attention` per level, `layers` per level."
+    """All that shapes a `UNet`: image `size` and `channels`, `patch`, `widths` and `attention` per level, `layers` per
+    level."""
     size: int = 64
     channels: int = 3
     patch: int = 1
@@ -122,7 +125,15 @@ class UNetConfig:
     head_dim: int = 8
     prediction: str = "epsilon"
 
-LAPTOP = UNetConfig(patch=4, widths=(64, 128, 128), attention=(False, False, True), layers=1, groups=16, head_dim=32, prediction="sample")
+LAPTOP = UNetConfig(
+    patch=4,
+    widths=(64, 128, 128),
+    attention=(False, False, True),
+    layers=1,
+    groups=16,
+    head_dim=32,
+    prediction="sample",
+)
 PAPER = UNetConfig()   # read in the authors' code: UNet2DModel, 64/128/192/256, attention on the lower three levels
 
 # %% ../../nbs/2_models/02_unet.ipynb #f1d09331
@@ -156,18 +167,26 @@ def up_channels(config):
 
 # %% ../../nbs/2_models/02_unet.ipynb #15521cb7
 class UNet(nn.Module):
-    """A denoiser `(x_t (N, C, H, W) in about [-1, 1], t (N,) integers) -> (N, C, H, W)`; `prediction` says what it returns.
+    """A denoiser `(x_t (N, C, H, W) in about [-1, 1], t (N,) integers) -> (N, C, H, W)`; `prediction` says what it
+    returns.
 
     Raises `UserError` for an unknown prediction or an image that is not `size` x `size` with `channels` channels."""
     def __init__(self, config=LAPTOP):
         super().__init__()
         choose("prediction", config.prediction, PREDICTIONS)
         self.config, self.prediction = config, config.prediction
-        w, c_io, c_time, last = config.widths, config.channels * config.patch**2, 4 * config.widths[0], len(config.widths) - 1
+        w, c_io, c_time, last = (
+            config.widths,
+            config.channels * config.patch**2,
+            4 * config.widths[0],
+            len(config.widths) - 1,
+        )
         self.time_embedding = TimeEmbedding(w[0], c_time)
         self.conv_in = nn.Conv2d(c_io, w[0], 3, padding=1)
         downs = zip(down_channels(config), config.attention)
-        self.down_blocks = nn.ModuleList(DownLevel(c, c_time, config, att, i == last) for i, (c, att) in enumerate(downs))
+        self.down_blocks = nn.ModuleList(
+            DownLevel(c, c_time, config, att, i == last) for i, (c, att) in enumerate(downs)
+        )
         self.mid_block = MidLevel(w[-1], c_time, config)
         ups = zip(up_channels(config), reversed(config.attention))
         self.up_blocks = nn.ModuleList(UpLevel(c, c_time, config, att, i == last) for i, (c, att) in enumerate(ups))
@@ -185,7 +204,11 @@ class UNet(nn.Module):
             if isinstance(level, Level): level.checkpointing = on
 
     def forward(self, x, t):
-        if tuple(x.shape[1:]) != self.shape: raise UserError(f"the denoiser was given images of shape {tuple(x.shape[1:])} but takes {self.shape} (channels, height, width).")
+        if tuple(x.shape[1:]) != self.shape:
+            raise UserError(
+                f"the denoiser was given images of shape {tuple(x.shape[1:])} but takes {self.shape} (channels, "
+                "height, width)."
+            )
         time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(x.dtype))
         maps = [self.conv_in(F.pixel_unshuffle(x, self.config.patch))]
         for level in self.down_blocks: maps += level(maps[-1], time)

@@ -30,13 +30,15 @@ from ..runs.scores import references
 
 # %% ../../nbs/5_paper/05_claims.ipynb #fa5cfc72
 def verdict(effect):
-    "\"holds\" if the 95 % interval lies above zero, \"does not hold\" if below, \"undecided\" if it holds zero or is not known."
+    """"holds" if the 95 % interval lies above zero, "does not hold" if below, "undecided" if it holds zero or is not
+    known."""
     if effect.low > 0: return "holds"
     return "does not hold" if effect.high < 0 else "undecided"
 
 @dataclass(frozen=True)
 class Claim:
-    "A claim, the place where the paper makes it, the statistic in words, its unit, and the function `Evidence -> Effect`; `beside` (`Evidence -> str`) is what one should know with it."
+    """A claim, the place where the paper makes it, the statistic in words, its unit, and the function `Evidence ->
+    Effect`; `beside` (`Evidence -> str`) is what one should know with it."""
     text: str
     where: str
     statistic: str
@@ -49,7 +51,19 @@ def decide(claims, evidence):
     rows = []
     for c in claims:
         effect = c.measure(evidence)
-        rows.append(dict(claim=c.text, where=c.where, statistic=c.statistic, unit=c.unit, effect=effect.mean, low=effect.low, high=effect.high, verdict=verdict(effect), beside=c.beside(evidence)))
+        rows.append(
+            dict(
+                claim=c.text,
+                where=c.where,
+                statistic=c.statistic,
+                unit=c.unit,
+                effect=effect.mean,
+                low=effect.low,
+                high=effect.high,
+                verdict=verdict(effect),
+                beside=c.beside(evidence),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/5_paper/05_claims.ipynb #c2558891
@@ -71,7 +85,9 @@ class Evidence:
 
     def probability(self, classifier, variant):
         "`probability_along` the energies of the preset."
-        return probability_along(self.along_energy(classifier, variant), [e * self.preset.energy_unit for e in self.preset.energies])
+        return probability_along(
+            self.along_energy(classifier, variant), [e * self.preset.energy_unit for e in self.preset.energies]
+        )
 
     @cached_property
     def recognition(self):
@@ -79,20 +95,43 @@ class Evidence:
 
     @cached_property
     def trade_off(self):
-        "variant -> (target probability, FID to target, FID to all), each (resamples, points), of the non-robust classifier: no guidance first, then by energy."
-        return {v: trade_off([self.runs["no guidance, respaced"], *self.along_energy("nonrobust", v)], self.preset.reference) for v in LABELS}
+        """variant -> (target probability, FID to target, FID to all), each (resamples, points), of the non-robust
+        classifier: no guidance first, then by energy."""
+        return {
+            v: trade_off(
+                [self.runs["no guidance, respaced"], *self.along_energy("nonrobust", v)], self.preset.reference
+            )
+            for v in LABELS
+        }
+
 
 def recognition_of(preset):
-    "The `recognition` table of a preset's classifiers, on its held-out data, given x_t and given x0-hat by its denoiser."
+    """The `recognition` table of a preset's classifiers, on its held-out data, given x_t and given x0-hat by its
+    denoiser."""
     p, device = get_preset(preset), pick_device()
-    spec, classifiers = spec_for(p, list(p.classifiers)[-1], "plain"), {role: open_classifier(name, device) for role, name in p.classifiers.items()}
-    return recognition(classifiers, spec.diffusion, p.reference.open().held_out, open_denoiser(p.denoiser, device), count=p.recognised, device=device)
+    spec, classifiers = (
+        spec_for(p, list(p.classifiers)[-1], "plain"),
+        {role: open_classifier(name, device) for role, name in p.classifiers.items()},
+    )
+    return recognition(
+        classifiers,
+        spec.diffusion,
+        p.reference.open().held_out,
+        open_denoiser(p.denoiser, device),
+        count=p.recognised,
+        device=device,
+    )
+
 
 def probability_along(runs, energies):
-    "Target probability by the judge (N,), a mean over `energies`; between the energies that the runs really injected, it is interpolated in log energy."
+    """Target probability by the judge (N,), a mean over `energies`; between the energies that the runs really injected,
+    it is interpolated in log energy."""
     runs = sorted(runs, key=lambda r: r.energy.mean())
     injected = np.log([r.energy.mean().item() for r in runs])
-    return np.mean([np.interp(np.log(energies), injected, p) for p in np.stack([target_probability(r) for r in runs], 1)], axis=1)
+    return np.mean(
+        [np.interp(np.log(energies), injected, p) for p in np.stack([target_probability(r) for r in runs], 1)], axis=1
+    )
+
 
 def target_probability(run): return run.judge[:, run.spec.target].double().numpy()
 def similarity(run, name="cosine"): return run.trace[name].nanmean(0).numpy()
@@ -101,15 +140,20 @@ def similarity(run, name="cosine"): return run.trace[name].nanmean(0).numpy()
 RESAMPLES = 400
 
 def trade_off(runs, real, resamples=RESAMPLES):
-    "Target probability (judge), FID to the target class and to all data, each (resamples, runs), on joint resamples of the images; the first is the sample itself."
+    """Target probability (judge), FID to the target class and to all data, each (resamples, runs), on joint resamples
+    of the images; the first is the sample itself."""
     spec = runs[0].spec
     reference, rows = references(real, spec.target)["judge"], draws_with_replacement(len(runs[0].samples), resamples)
     features = [reference.extract(uint8_to_images(r.samples)) for r in runs]
     probability = np.stack([target_probability(r)[rows].mean(1) for r in runs], 1)
-    return probability, *(np.stack([resampled_fid(reference.data[kind], f, rows) for f in features], 1) for kind in ("target", "all"))
+    return probability, *(
+        np.stack([resampled_fid(reference.data[kind], f, rows) for f in features], 1) for kind in ("target", "all")
+    )
+
 
 def fid_at(probability, fid, p):
-    "The lowest FID at which the curve through the points (K,) passes the probabilities `p` (P,); infinite where it does not."
+    """The lowest FID at which the curve through the points (K,) passes the probabilities `p` (P,); infinite where it
+    does not."""
     a, b = (np.stack([x[:-1], x[1:]])[..., None] for x in (probability, fid))            # segments (2, K - 1, 1)
     span = np.where(a[1] == a[0], 1, a[1] - a[0])
     share = (p - a[0]) / span
@@ -118,7 +162,8 @@ def fid_at(probability, fid, p):
     return np.where(inside, at, np.inf).min(0)
 
 def gain_at_equal_probability(base, other, grid=21):
-    "How much lower the FID of `other` is than that of `base`, each (probability, fid) (K,) with no guidance first, a mean over the probabilities that both reach."
+    """How much lower the FID of `other` is than that of `base`, each (probability, fid) (K,) with no guidance first, a
+    mean over the probabilities that both reach."""
     p = np.linspace(base[0][0], min(base[0].max(), other[0].max()), grid)
     return (fid_at(*base, p) - fid_at(*other, p)).mean()
 
@@ -142,22 +187,60 @@ def change(e, classifier, statistic): return statistic(e, classifier, "both") - 
 # %% ../../nbs/5_paper/05_claims.ipynb #364e19f9
 def raw_and_null(*v):
     def say(e):
-        values = similarity_T400(e, *v), raw_similarity_T400(e, *v), raw_similarity_T400(e, v[0], "plain"), similarity(e.run(*v), "cosine_null")
-        return "similarity {:.3f}; raw gradient on the same trajectories {:.3f} (without modification {:.3f}); the same gradients shuffled in time {:.3f}".format(*(np.nanmean(x) for x in values))
+        values = (
+            similarity_T400(e, *v),
+            raw_similarity_T400(e, *v),
+            raw_similarity_T400(e, v[0], "plain"),
+            similarity(e.run(*v), "cosine_null"),
+        )
+        return "similarity {:.3f}; raw gradient on the same trajectories {:.3f} (without modification {:.3f}); the same gradients shuffled in time {:.3f}".format(
+            *(np.nanmean(x) for x in values)
+        )
+
     return say
 
 def against_null(*v): return lambda e: paired_effect(similarity_T400(e, *v), similarity(e.run(*v), "cosine_null"))
 
-SIMILARITY = [Claim("Gradients of the robust classifier are more similar from step to step than those of the non-robust one", "Figure 1",
-                    "cosine similarity, robust minus non-robust", "", compared(similarity_T400, ("robust", "plain")))]
+SIMILARITY = [
+    Claim(
+        "Gradients of the robust classifier are more similar from step to step than those of the non-robust one",
+        "Figure 1",
+        "cosine similarity, robust minus non-robust",
+        "",
+        compared(similarity_T400, ("robust", "plain")),
+    )
+]
 for v, name in TECHNIQUES.items():
-    SIMILARITY.append(Claim(f"{name} raises the similarity for the non-robust classifier", "Figure 2", "cosine similarity of the guidance, against no modification", "",
-                            compared(similarity_T400, ("nonrobust", v)), raw_and_null("nonrobust", v)))
+    SIMILARITY.append(
+        Claim(
+            f"{name} raises the similarity for the non-robust classifier",
+            "Figure 2",
+            "cosine similarity of the guidance, against no modification",
+            "",
+            compared(similarity_T400, ("nonrobust", v)),
+            raw_and_null("nonrobust", v),
+        )
+    )
 for v in ("adam", "both"):
-    SIMILARITY.append(Claim(f"{TECHNIQUES[v]} raises the similarity of the gradient itself, not only of its moving average", "our control to Figure 2",
-                            "cosine similarity of the raw gradient on the same trajectories, against no modification", "", compared(raw_similarity_T400, ("nonrobust", v))))
-    SIMILARITY.append(Claim(f"{TECHNIQUES[v]}: the similarity is more than a moving average gives to the same gradients shuffled in time", "our control to Figure 2",
-                            "cosine similarity, against shuffled gradients", "", against_null("nonrobust", v)))
+    SIMILARITY.append(
+        Claim(
+            f"{TECHNIQUES[v]} raises the similarity of the gradient itself, not only of its moving average",
+            "our control to Figure 2",
+            "cosine similarity of the raw gradient on the same trajectories, against no modification",
+            "",
+            compared(raw_similarity_T400, ("nonrobust", v)),
+        )
+    )
+    SIMILARITY.append(
+        Claim(
+            f"{TECHNIQUES[v]}: the similarity is more than a moving average gives to the same gradients shuffled in "
+            "time",
+            "our control to Figure 2",
+            "cosine similarity, against shuffled gradients",
+            "",
+            against_null("nonrobust", v),
+        )
+    )
 
 # %% ../../nbs/5_paper/05_claims.ipynb #fe854268
 EQUAL_ENERGY = "target probability by the judge, a mean over the injected energies of Figure 5"
@@ -165,49 +248,121 @@ EQUAL_ENERGY = "target probability by the judge, a mean over the injected energi
 def reached_energies(v):
     def say(e):
         injected = [" ".join(f"{r.energy.mean():.3g}" for r in e.along_energy("nonrobust", w)) for w in (v, "plain")]
-        return "probability {:.2f}, no modification {:.2f}; injected energies {} against {}".format(*(e.probability("nonrobust", w).mean() for w in (v, "plain")), *injected)
+        return "probability {:.2f}, no modification {:.2f}; injected energies {} against {}".format(
+            *(e.probability("nonrobust", w).mean() for w in (v, "plain")), *injected
+        )
+
     return say
 
 def at_one_energy(v):
-    def say(e): return "; ".join(f"{name} {probability_T400(e, 'nonrobust', w).mean():.2f} at energy {e.run('nonrobust', w).energy.mean():.3g}" for w, name in ((v, "this"), ("plain", "no modification")))
+    def say(e):
+        return "; ".join(
+            f"{name} {probability_T400(e, 'nonrobust', w).mean():.2f} at energy "
+            f"{e.run('nonrobust', w).energy.mean():.3g}"
+            for w, name in ((v, "this"), ("plain", "no modification"))
+        )
+
     return say
 
-PROBABILITY = [Claim(f"{name} raises the target probability with the non-robust classifier, at equal energy", "abstract", f"{EQUAL_ENERGY}, against no modification", "",
-                     compared(probability, ("nonrobust", v)), reached_energies(v)) for v, name in TECHNIQUES.items()]
-PROBABILITY += [Claim(f"{name} raises the target probability with the non-robust classifier, T = 400", "abstract", "target probability by the judge at one energy, against no modification", "",
-                      compared(probability_T400, ("nonrobust", v)), at_one_energy(v)) for v, name in TECHNIQUES.items()]
+PROBABILITY = [
+    Claim(
+        f"{name} raises the target probability with the non-robust classifier, at equal energy",
+        "abstract",
+        f"{EQUAL_ENERGY}, against no modification",
+        "",
+        compared(probability, ("nonrobust", v)),
+        reached_energies(v),
+    )
+    for v, name in TECHNIQUES.items()
+]
+PROBABILITY += [
+    Claim(
+        f"{name} raises the target probability with the non-robust classifier, T = 400",
+        "abstract",
+        "target probability by the judge at one energy, against no modification",
+        "",
+        compared(probability_T400, ("nonrobust", v)),
+        at_one_energy(v),
+    )
+    for v, name in TECHNIQUES.items()
+]
 
 # %% ../../nbs/5_paper/05_claims.ipynb #4be982b4
 def highest(v):
     def say(e):
         (mine, *_), (plain, *_) = e.trade_off[v], e.trade_off["plain"]
         return f"highest probability {mine[0].max():.2f}, no modification {plain[0].max():.2f}, no guidance {plain[0, 0]:.2f}"
+
     return say
 
 def lower_fid(v, kind):
     def effect(e): return fid_effect(*((e.trade_off[w][0], e.trade_off[w][kind]) for w in ("plain", v)))
     return effect
 
-QUALITY = [Claim(f"{name} lowers the FID to {images} at equal target probability, with the non-robust classifier", "abstract; Figure 5",
-                 "FID (judge), no modification minus this, a mean over the probabilities that both reach", "FID (judge)", lower_fid(v, kind), highest(v))
-           for kind, images in ((1, "the target class"), (2, "all data")) for v, name in TECHNIQUES.items()]
+QUALITY = [
+    Claim(
+        f"{name} lowers the FID to {images} at equal target probability, with the non-robust classifier",
+        "abstract; Figure 5",
+        "FID (judge), no modification minus this, a mean over the probabilities that both reach",
+        "FID (judge)",
+        lower_fid(v, kind),
+        highest(v),
+    )
+    for kind, images in ((1, "the target class"), (2, "all data"))
+    for v, name in TECHNIQUES.items()
+]
 
 # %% ../../nbs/5_paper/05_claims.ipynb #fc0075bd
 def recognised(table, classifier, kind, column="probability"):
     "Probability of the true class, or another column, (images,), a mean over t."
-    return table[(table["classifier"] == classifier) & (table["input"] == kind)].groupby("image")[column].mean().to_numpy()
+    return (
+        table[(table["classifier"] == classifier) & (table["input"] == kind)].groupby("image")[column].mean().to_numpy()
+    )
 
-def changes(e): return "; ".join(f"{ROLES[c][0]} {paired_effect(change(e, c, probability), 0)}" for c in ("robust", "nonrobust"))
-def accuracies(e): return "; ".join(f"accuracy given {kind}: {recognised(e.recognition, 'nonrobust', kind, 'right').mean():.2f}" for kind in ("x_t", "x0_hat"))
+
+def changes(e):
+    return "; ".join(f"{ROLES[c][0]} {paired_effect(change(e, c, probability), 0)}" for c in ("robust", "nonrobust"))
+
+
+def accuracies(e):
+    return "; ".join(
+        f"accuracy given {kind}: {recognised(e.recognition, 'nonrobust', kind, 'right').mean():.2f}"
+        for kind in ("x_t", "x0_hat")
+    )
+
 
 ROBUST = [
-    Claim("Stabilisation changes the robust classifier's similarity less than the non-robust one's", "Figure 3", "change by x̂₀-prediction with ADAM, non-robust minus robust", "",
-          lambda e: paired_effect(*(change(e, c, similarity_T400) for c in ("nonrobust", "robust"))), raw_and_null("robust", "both")),
-    Claim("Stabilisation changes what the robust classifier achieves less than what the non-robust one does", "abstract; Figure 3",
-          f"size of the change by x̂₀-prediction with ADAM, non-robust minus robust; {EQUAL_ENERGY}", "", lambda e: paired_effect(*(abs(change(e, c, probability)) for c in ("nonrobust", "robust"))), changes),
-    Claim("Without stabilisation, the robust classifier guides better than the non-robust one", "abstract", f"{EQUAL_ENERGY}, robust minus non-robust", "", compared(probability, ("robust", "plain"))),
-    Claim("x̂₀ tells the non-robust classifier more than x_t does", "abstract (\"more informative\"); the test is our reading", "probability of the true class on held-out data, a mean over t, x̂₀ minus x_t", "",
-          lambda e: paired_effect(*(recognised(e.recognition, "nonrobust", kind) for kind in ("x0_hat", "x_t"))), accuracies),
+    Claim(
+        "Stabilisation changes the robust classifier's similarity less than the non-robust one's",
+        "Figure 3",
+        "change by x̂₀-prediction with ADAM, non-robust minus robust",
+        "",
+        lambda e: paired_effect(*(change(e, c, similarity_T400) for c in ("nonrobust", "robust"))),
+        raw_and_null("robust", "both"),
+    ),
+    Claim(
+        "Stabilisation changes what the robust classifier achieves less than what the non-robust one does",
+        "abstract; Figure 3",
+        f"size of the change by x̂₀-prediction with ADAM, non-robust minus robust; {EQUAL_ENERGY}",
+        "",
+        lambda e: paired_effect(*(abs(change(e, c, probability)) for c in ("nonrobust", "robust"))),
+        changes,
+    ),
+    Claim(
+        "Without stabilisation, the robust classifier guides better than the non-robust one",
+        "abstract",
+        f"{EQUAL_ENERGY}, robust minus non-robust",
+        "",
+        compared(probability, ("robust", "plain")),
+    ),
+    Claim(
+        "x̂₀ tells the non-robust classifier more than x_t does",
+        'abstract ("more informative"); the test is our reading',
+        "probability of the true class on held-out data, a mean over t, x̂₀ minus x_t",
+        "",
+        lambda e: paired_effect(*(recognised(e.recognition, "nonrobust", kind) for kind in ("x0_hat", "x_t"))),
+        accuracies,
+    ),
 ]
 
 CLAIMS = (*SIMILARITY, *PROBABILITY, *QUALITY, *ROBUST)

@@ -38,7 +38,11 @@ def along_energy(p, spec, scales):
 def at_equal_energy_and_cost(p, spec, scales):
     "One energy, in as many steps as every other setting, and in as many as cost what x0-hat-prediction does."
     spec = respaced(p, spec, scales)[""]
-    return {" · equal energy": at_energy(p, spec, scales), " · equal cost": at_energy(p, as_costly(spec, p.sweep_steps * COST["x0_hat"]), scales)}
+    return {
+        " · equal energy": at_energy(p, spec, scales),
+        " · equal cost": at_energy(p, as_costly(spec, p.sweep_steps * COST["x0_hat"]), scales),
+    }
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -49,22 +53,50 @@ class Curve:
 
 # %% ../../nbs/5_paper/04_figures.ipynb #b4622199
 LABELS = {"plain": "no modification", "x0_hat": "x̂₀-prediction", "adam": "ADAM", "both": "x̂₀-prediction + ADAM"}
-MORE_LABELS = {"stopped": "x̂₀-prediction, Jacobian stopped", "rms": "RMS normalisation", "unit": "unit norm", "smooth": "averaging over noise", "interval": "guidance interval", "recurrent": "recurrence"}
-MORE_LABELS |= {f"x0_hat_{v}": f"x̂₀-prediction + {MORE_LABELS[v]}" for v in ("rms", "unit", "smooth", "interval", "recurrent")}
+MORE_LABELS = {
+    "stopped": "x̂₀-prediction, Jacobian stopped",
+    "rms": "RMS normalisation",
+    "unit": "unit norm",
+    "smooth": "averaging over noise",
+    "interval": "guidance interval",
+    "recurrent": "recurrence",
+}
+MORE_LABELS |= {
+    f"x0_hat_{v}": f"x̂₀-prediction + {MORE_LABELS[v]}" for v in ("rms", "unit", "smooth", "interval", "recurrent")
+}
 VARIANT_COLORS = {"x0_hat": "orange", "adam": "purple", "both": "green"}
 
 def grid(roles, layout):
-    "The curves classifier x stabilisation, `label -> Curve`, for classifiers by their `ROLES`; plain ones in the classifier's colour."
-    return {f"{ROLES[role][0]}, {LABELS[variant]}": Curve(role, variant, VARIANT_COLORS.get(variant, ROLES[role][1]), layout) for role in roles for variant in LABELS}
+    """The curves classifier x stabilisation, `label -> Curve`, for classifiers by their `ROLES`; plain ones in the
+    classifier's colour."""
+    return {
+        f"{ROLES[role][0]}, {LABELS[variant]}": Curve(
+            role, variant, VARIANT_COLORS.get(variant, ROLES[role][1]), layout
+        )
+        for role in roles
+        for variant in LABELS
+    }
+
 
 def plain(roles): return {ROLES[role][0]: Curve(role, "plain", ROLES[role][1]) for role in roles}
-def stabilised(role): return {LABELS[variant]: Curve(role, variant, VARIANT_COLORS.get(variant, ROLES[role][1])) for variant in LABELS}
-def more(role, layout): return {label: Curve(role, variant, "orange" if "x0_hat" in VARIANTS[variant]["where"] else "blue", layout) for variant, label in (LABELS | MORE_LABELS).items()}
+def stabilised(role):
+    return {LABELS[variant]: Curve(role, variant, VARIANT_COLORS.get(variant, ROLES[role][1])) for variant in LABELS}
+
+
+def more(role, layout):
+    return {
+        label: Curve(role, variant, "orange" if "x0_hat" in VARIANTS[variant]["where"] else "blue", layout)
+        for variant, label in (LABELS | MORE_LABELS).items()
+    }
+
+
 def unguided(roles, layout): return Curve(roles[-1], "unguided", "grey", layout)
 
 @dataclass(frozen=True)
 class Figure:
-    "A figure's title, caption, where its content is known from, the paper's protocol, and its curves: a function from the classifiers' roles to label -> `Curve`; `shares` names figures whose runs it uses too; an `appendix` is made only where it is asked for."
+    """A figure's title, caption, where its content is known from, the paper's protocol, and its curves: a function from
+    the classifiers' roles to label -> `Curve`; `shares` names figures whose runs it uses too; an `appendix` is made
+    only where it is asked for."""
     title: str
     caption: str
     source: str
@@ -73,59 +105,131 @@ class Figure:
     shares: tuple = ()
     appendix: bool = False
 
-CAPTION, OURS, T400 = "content and colours: the paper's caption", "our reading: the paper's caption is not known here", "64 generations, T = 400"
+CAPTION, OURS, T400 = (
+    "content and colours: the paper's caption",
+    "our reading: the paper's caption is not known here",
+    "64 generations, T = 400",
+)
 
 FIGURES = {
     "figure_1": Figure(
-        "Robust against non-robust", "Cosine similarity of the classifier guidance between time steps, for the robust (red) and the non-robust (blue) classifier: "
-        "mean over a batch of 64 generations; the lighter band is one standard deviation.", CAPTION, T400,
-        plain),
+        "Robust against non-robust",
+        "Cosine similarity of the classifier guidance between time steps, for the robust (red) and the non-robust "
+        "(blue) classifier: "
+        "mean over a batch of 64 generations; the lighter band is one standard deviation.",
+        CAPTION,
+        T400,
+        plain,
+    ),
     "figure_2": Figure(
-        "Stabilising the non-robust classifier", "Cosine similarity of the guidance of the non-robust classifier between time steps: without modifications (blue), "
-        "with x̂₀-prediction (orange), with ADAM (purple), with both (green); mean and standard deviation over a batch of 64.", CAPTION, T400,
-        lambda roles: stabilised(roles[-1])),
+        "Stabilising the non-robust classifier",
+        "Cosine similarity of the guidance of the non-robust classifier between time steps: without modifications "
+        "(blue), "
+        "with x̂₀-prediction (orange), with ADAM (purple), with both (green); mean and standard deviation over a batch "
+        "of 64.",
+        CAPTION,
+        T400,
+        lambda roles: stabilised(roles[-1]),
+    ),
     "figure_3": Figure(
-        "Stabilising the robust classifier", "Cosine similarity of the guidance of the robust classifier between time steps: with ADAM and x̂₀-prediction (purple), "
-        "without stabilisation (red); mean and standard deviation over a batch of 64.", CAPTION, T400,
-        lambda roles: {"no stabilisation": Curve(roles[0], "plain", "red"), "x̂₀-prediction + ADAM": Curve(roles[0], "both", "purple")}),
+        "Stabilising the robust classifier",
+        "Cosine similarity of the guidance of the robust classifier between time steps: with ADAM and x̂₀-prediction "
+        "(purple), "
+        "without stabilisation (red); mean and standard deviation over a batch of 64.",
+        CAPTION,
+        T400,
+        lambda roles: {
+            "no stabilisation": Curve(roles[0], "plain", "red"),
+            "x̂₀-prediction + ADAM": Curve(roles[0], "both", "purple"),
+        },
+    ),
     "figure_4": Figure(
-        "SportBalls", "SportBalls images: drawn by the data set's generator (left), and sampled without guidance by the bundled DDPM (right).",
-        "\"SportBalls images\": the paper's caption; the sampled half is our addition", "the authors' icons; ours are drawn by this project", lambda roles: {"unguided": unguided(roles, full)}),
+        "SportBalls",
+        "SportBalls images: drawn by the data set's generator (left), and sampled without guidance by the bundled DDPM "
+        "(right).",
+        '"SportBalls images": the paper\'s caption; the sampled half is our addition',
+        "the authors' icons; ours are drawn by this project",
+        lambda roles: {"unguided": unguided(roles, full)},
+    ),
     "figure_5": Figure(
-        "Target probability against image quality", "Trade-off between the probability of the target class, by the guide (first column) and by an independent judge (second), and the "
-        "Fréchet distance to the images of the target class, along the guidance scale s (printed at the points); third and fourth column: against the injected energy.",
-        "the quantities: the paper's caption; variants, judge and energy axis: our reading", "49 × 1024 generations, T = 400, Inception features (the authors' later code)",
-        lambda roles: {"no guidance, respaced": unguided(roles, respaced)} | grid(roles, along_energy)),
+        "Target probability against image quality",
+        "Trade-off between the probability of the target class, by the guide (first column) and by an independent "
+        "judge (second), and the "
+        "Fréchet distance to the images of the target class, along the guidance scale s (printed at the points); third "
+        "and fourth column: against the injected energy.",
+        "the quantities: the paper's caption; variants, judge and energy axis: our reading",
+        "49 × 1024 generations, T = 400, Inception features (the authors' later code)",
+        lambda roles: {"no guidance, respaced": unguided(roles, respaced)} | grid(roles, along_energy),
+    ),
     "figure_6": Figure(
-        "Samples", "Samples for each target class and variant, all at the same injected energy. A column of pictures starts from the same noise in every row.",
-        OURS, "not known", lambda roles: grid(roles, each_class)),
+        "Samples",
+        "Samples for each target class and variant, all at the same injected energy. A column of pictures starts from "
+        "the same noise in every row.",
+        OURS,
+        "not known",
+        lambda roles: grid(roles, each_class),
+    ),
     "figure_7": Figure(
-        "One generation through time", "One generation of Figure 6's: the noisy image x_t, the denoised prediction x̂₀, and the guidance that the sampler receives, "
-        "channels summed, on a signed scale that all variants share.", OURS, "not known",
-        lambda roles: {label: c for label, c in grid(roles, one_class).items() if (c.classifier, c.variant) not in (("robust", "adam"), ("robust", "x0_hat"))}),
+        "One generation through time",
+        "One generation of Figure 6's: the noisy image x_t, the denoised prediction x̂₀, and the guidance that the "
+        "sampler receives, "
+        "channels summed, on a signed scale that all variants share.",
+        OURS,
+        "not known",
+        lambda roles: {
+            label: c
+            for label, c in grid(roles, one_class).items()
+            if (c.classifier, c.variant) not in (("robust", "adam"), ("robust", "x0_hat"))
+        },
+    ),
     "figure_8": Figure(
-        "What the classifiers recognise", "Accuracy, and probability of the true class, of the robust (red) and the non-robust (blue) classifier on held-out data at noise level t: "
-        "given the noisy image x_t (solid), and given the denoised prediction x̂₀ (dashed).", OURS, "not known", lambda roles: {}),
+        "What the classifiers recognise",
+        "Accuracy, and probability of the true class, of the robust (red) and the non-robust (blue) classifier on "
+        "held-out data at noise level t: "
+        "given the noisy image x_t (solid), and given the denoised prediction x̂₀ (dashed).",
+        OURS,
+        "not known",
+        lambda roles: {},
+    ),
     "table_1": Figure(
-        "Classifier × stabilisation", "Every variant under the paper's protocol, at about the same injected energy. Picture: sizes and places of the balls in the samples against the data's.",
-        "our reading: the rows and columns that the authors' later code logs", "49 × 1024 generations, T = 400, Inception features (the authors' later code)",
-        lambda roles: {"no guidance": unguided(roles, table)} | grid(roles, table)),
+        "Classifier × stabilisation",
+        "Every variant under the paper's protocol, at about the same injected energy. Picture: sizes and places of the "
+        "balls in the samples against the data's.",
+        "our reading: the rows and columns that the authors' later code logs",
+        "49 × 1024 generations, T = 400, Inception features (the authors' later code)",
+        lambda roles: {"no guidance": unguided(roles, table)} | grid(roles, table),
+    ),
     "claims": Figure(
-        "Do the paper's claims hold?", "Effects with 95 % intervals: to the right of zero the claim holds, to the left it does not, across it is undecided.",
-        "claims: the paper's abstract and captions; statistics and tests are ours", "not known", lambda roles: {}, shares=("figure_5", "table_1")),
+        "Do the paper's claims hold?",
+        "Effects with 95 % intervals: to the right of zero the claim holds, to the left it does not, across it is "
+        "undecided.",
+        "claims: the paper's abstract and captions; statistics and tests are ours",
+        "not known",
+        lambda roles: {},
+        shares=("figure_5", "table_1"),
+    ),
     "table_1_appendix": Figure(
-        "More ways to stabilise", "The non-robust classifier, stabilised in the paper's ways and in others: target probability by the judge against no modification, "
-        "at equal injected energy (left) and at equal cost (right), with 95 % intervals.", "not in the paper; each way's reference stands in presets", "not in the paper",
-        lambda roles: {"no guidance": unguided(roles, respaced)} | more(roles[-1], at_equal_energy_and_cost), appendix=True),
+        "More ways to stabilise",
+        "The non-robust classifier, stabilised in the paper's ways and in others: target probability by the judge "
+        "against no modification, "
+        "at equal injected energy (left) and at equal cost (right), with 95 % intervals.",
+        "not in the paper; each way's reference stands in presets",
+        "not in the paper",
+        lambda roles: {"no guidance": unguided(roles, respaced)} | more(roles[-1], at_equal_energy_and_cost),
+        appendix=True,
+    ),
 }
 
 # %% ../../nbs/5_paper/04_figures.ipynb #c375a602
 def curves_of(figure, preset):
-    "label -> `Curve` of a figure for the classifiers of a preset. `UserError` for an unknown figure, or one that compares two classifiers where there is one."
+    """label -> `Curve` of a figure for the classifiers of a preset. `UserError` for an unknown figure, or one that
+    compares two classifiers where there is one."""
     roles = list(get_preset(preset).classifiers)
     described = FIGURES[choose("figure", figure, FIGURES)]
-    if described.shares and stabilizer_label(get_preset(preset).adam) != "ADAM": raise UserError(f"{figure} are about ADAM; leave out --stabilizer.")
-    if described.shares and len(roles) < 2: raise UserError(f"{figure} compare a robust with a non-robust classifier; give both (--robust, --classifier).")
+    if described.shares and stabilizer_label(get_preset(preset).adam) != "ADAM":
+        raise UserError(f"{figure} are about ADAM; leave out --stabilizer.")
+    if described.shares and len(roles) < 2:
+        raise UserError(f"{figure} compare a robust with a non-robust classifier; give both (--robust, --classifier).")
     return {in_words(label, preset): curve for label, curve in described.curves(roles).items()}
 
 def in_words(text, preset):
@@ -139,7 +243,11 @@ def figure_specs(figure, preset, scales=matched_scales, **changes):
 
     `scales(spec, energies)` may compute pilot runs. Raises `UserError` for an unknown figure, preset or field value."""
     p = get_preset(preset)
-    specs = {label + suffix: spec for label, c in curves_of(figure, p).items() for suffix, spec in c.layout(p, spec_for(p, c.classifier, c.variant, **changes), scales).items()}
+    specs = {
+        label + suffix: spec
+        for label, c in curves_of(figure, p).items()
+        for suffix, spec in c.layout(p, spec_for(p, c.classifier, c.variant, **changes), scales).items()
+    }
     for other in FIGURES[figure].shares: specs |= figure_specs(other, p, scales, **changes)
     return specs
 
@@ -151,7 +259,8 @@ def uncalibrated(figure, preset, **changes):
     return list(asked.values())
 
 def figure_runs(figure, preset, engine=None, **changes):
-    "label -> `RunResult` of each run of a figure, from the cache, or computed by an engine (`Local` by default): all pilots first, then all runs."
+    """label -> `RunResult` of each run of a figure, from the cache, or computed by an engine (`Local` by default): all
+    pilots first, then all runs."""
     p, pilots = get_preset(preset), uncalibrated(figure, preset, **changes)
     energy = ENERGY * p.energy_unit
     calibrate(pilots, energy, engine)

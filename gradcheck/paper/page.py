@@ -20,7 +20,10 @@ from .figures import FIGURES
 # %% ../../nbs/5_paper/10_page.ipynb #002a5c57
 def interval(row):
     "A claim's effect and its 95 % interval, for people."
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(row[k] if row[k] != "" else "nan") for k in ("effect", "low", "high")))
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(
+        *(float(row[k] if row[k] != "" else "nan") for k in ("effect", "low", "high"))
+    )
+
 
 def claims_text(claims):
     "The table of claims (as `decide` makes it) for a terminal: verdict, effect with its 95 % interval, claim, place."
@@ -28,12 +31,19 @@ def claims_text(claims):
 
 # %% ../../nbs/5_paper/10_page.ipynb #8d42dc8e
 UNKNOWN = (
-    "The full text of the paper, every number in it, the captions of Figures 6 to 8 and the contents of Table 1. Figures 6, 7, 8 and Table 1 are our reading; no number here is compared with one of the paper.",
-    "The paper's networks and data: ours were trained by this project, the balls are drawn by it; the laptop's denoiser predicts x0 on 4 x 4 patches.",
-    "The paper's guidance scales. Scales are not comparable between stabilisers, so every variant is compared at equal injected energy, the length of what guidance adds to a picture; that choice is ours.",
-    "The form of ADAM (no bias correction, eps = 1e-4) and the target class 0 are read in the authors' later code; the objective is the log-probability, theirs the logit; sampling starts where x_T lies in training, theirs at N(0, I).",
-    "Target probability: the paper's guide judges itself, as far as we know. We show an independent judge beside it, and decide claims by the judge.",
-    "Inception-v3 weights cannot be bundled. FID (judge) uses the bundled judge's features; its values cannot be compared with FID (Inception), which stands in columns of its own where the weights are there.",
+    "The full text of the paper, every number in it, the captions of Figures 6 to 8 and the contents of Table 1. "
+    "Figures 6, 7, 8 and Table 1 are our reading; no number here is compared with one of the paper.",
+    "The paper's networks and data: ours were trained by this project, the balls are drawn by it; the laptop's "
+    "denoiser predicts x0 on 4 x 4 patches.",
+    "The paper's guidance scales. Scales are not comparable between stabilisers, so every variant is compared at equal "
+    "injected energy, the length of what guidance adds to a picture; that choice is ours.",
+    "The form of ADAM (no bias correction, eps = 1e-4) and the target class 0 are read in the authors' later code; the "
+    "objective is the log-probability, theirs the logit; sampling starts where x_T lies in training, theirs at N(0, "
+    "I).",
+    "Target probability: the paper's guide judges itself, as far as we know. We show an independent judge beside it, "
+    "and decide claims by the judge.",
+    "Inception-v3 weights cannot be bundled. FID (judge) uses the bundled judge's features; its values cannot be "
+    "compared with FID (Inception), which stands in columns of its own where the weights are there.",
 )
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -84,13 +94,17 @@ of this project under the preset <b>{{ preset }}</b>. The networks, the balls an
 def described(runs):
     "What a figure's runs (as in its sidecar) were, in words."
     if not runs: return "held-out images, no sampling"
-    counts, steps, seeds = (", ".join(sorted({str(r[k]) for r in runs.values()}, key=int)) for k in ("count", "steps", "seed"))
+    counts, steps, seeds = (
+        ", ".join(sorted({str(r[k]) for r in runs.values()}, key=int)) for k in ("count", "steps", "seed")
+    )
     return f"{len(runs)} runs of {counts} generations, {steps} sampling steps of T = {next(iter(runs.values())).get('T', 400)}, seed {seeds}"
+
 
 def inline(png, width=1800):
     "A picture for the page as a data URL: WebP, at most `width` px wide (the full size lies beside the page)."
     picture, buffer = Image.open(png).convert("RGB"), io.BytesIO()
-    if picture.width > width: picture = picture.resize((width, round(picture.height * width / picture.width)), Image.LANCZOS)
+    if picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.LANCZOS)
     picture.save(buffer, "WEBP", quality=92)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -101,12 +115,35 @@ def write_page(folder):
         sidecar, png, table = (folder / f"{figure}.{e}" for e in ("json", "png", "html"))
         if not (sidecar.is_file() and png.is_file()): continue
         s = json.loads(sidecar.read_text())
-        details = json.dumps({k: v for k, v in s.items() if k not in ("caption", "source", "figure")}, indent=1, ensure_ascii=False)
-        entries.append(s | dict(here=described(s["runs"]), heading=f"{figure.replace('_', ' ').capitalize()}. {known.title}", picture=inline(png), details=details,
-                                table=table.read_text() if table.is_file() else "", more=[e for e in ("md", "tex") if (folder / f"{figure}.{e}").is_file()]))
+        details = json.dumps(
+            {k: v for k, v in s.items() if k not in ("caption", "source", "figure")}, indent=1, ensure_ascii=False
+        )
+        entries.append(
+            s
+            | dict(
+                here=described(s["runs"]),
+                heading=f"{figure.replace('_', ' ').capitalize()}. {known.title}",
+                picture=inline(png),
+                details=details,
+                table=table.read_text() if table.is_file() else "",
+                more=[e for e in ("md", "tex") if (folder / f"{figure}.{e}").is_file()],
+            )
+        )
     claims = folder / "claims.csv"
     rows = pd.read_csv(claims, keep_default_na=False).to_dict("records") if claims.is_file() else []
     own = next((e["parameters"] for e in entries if e["parameters"].get("denoiser")), None)
-    page = Environment(autoescape=True).from_string(PAGE).render(preset=folder.name, own=own, figures=entries, last=entries[-1], claims=rows, interval=interval, unknown=UNKNOWN)
+    page = (
+        Environment(autoescape=True)
+        .from_string(PAGE)
+        .render(
+            preset=folder.name,
+            own=own,
+            figures=entries,
+            last=entries[-1],
+            claims=rows,
+            interval=interval,
+            unknown=UNKNOWN,
+        )
+    )
     write_bytes(folder / "index.html", page.encode())
     return folder / "index.html"

@@ -29,7 +29,8 @@ from ..runs.specs import PROBE
 
 # %% ../../nbs/5_paper/09_plan.ipynb #f0f3521c
 def seconds_per_image_step(spec, images, device, steps=4, patience=8.0):
-    "The median of `steps` measured sampling steps of a few images of a run, after one to warm up; of fewer once `patience` seconds are over."
+    """The median of `steps` measured sampling steps of a few images of a run, after one to warm up; of fewer once
+    `patience` seconds are over."""
     stream, measured, begun = steps_of(spec, range(images), device), [], time.perf_counter()
     for step in stream:
         if str(device).startswith("cuda"): torch.cuda.synchronize(device)
@@ -47,35 +48,52 @@ def needed_runs(figure, preset, cache, **changes):
 
     def scales(spec, energies):
         energy = ENERGY * p.energy_unit
-        if there(probe_specs([spec])) and there(pilot_specs(with_scale(spec, energy))): return matched_scales(spec, energies, energy)
-        if spec.scale == PROBE: there(pilot_specs(replace(spec, scale=1.0)))                   # their number is known, their scales are not
-        return [3 * spec.scale * e / energy for e in energies]                                 # guesses, unlike the pilots'
+        if there(probe_specs([spec])) and there(pilot_specs(with_scale(spec, energy))):
+            return matched_scales(spec, energies, energy)
+        # their number is known, their scales are not
+        if spec.scale == PROBE: there(pilot_specs(replace(spec, scale=1.0)))
+        # guesses, unlike the pilots'
+        return [3 * spec.scale * e / energy for e in energies]
 
     specs = figure_specs(figure, p, scales=scales, **changes)
     return [(spec, TILE) for spec in pilots] + [(spec, p.chunk) for spec in specs.values()]
 
 def plan(figures, preset, device="auto", **changes):
-    """A table with a row per figure: runs that no figure before it needs, how many of them are cached, image-steps to compute, and seconds of sampling estimated from a few measured steps.
+    """A table with a row per figure: runs that no figure before it needs, how many of them are cached, image-steps to
+    compute, and seconds of sampling estimated from a few measured steps.
 
     Raises `UserError` as `figure_specs` does. Nothing is written."""
     device, cache, seconds, seen, rows = pick_device(device), cache_folder(), {}, set(), []
     few = get_preset(preset).chunk if device != "cpu" or get_preset(preset).chunk <= 32 else TILE
     for figure in figures:
-        new = {(spec.key, images): (spec, images) for spec, size in needed_runs(figure, preset, cache, **changes) for images in chunks_of(spec, size)}
+        new = {
+            (spec.key, images): (spec, images)
+            for spec, size in needed_runs(figure, preset, cache, **changes)
+            for images in chunks_of(spec, size)
+        }
         new = {k: v for k, v in new.items() if k not in seen}
         seen |= set(new)
         missing = [(spec, images) for spec, images in new.values() if not chunk_path(spec, images, cache).is_file()]
         for spec, _ in missing:
-            if spec.where not in seconds: seconds[spec.where] = seconds_per_image_step(replace(spec, steps=spec.diffusion.T), few, device)
+            if spec.where not in seconds:
+                seconds[spec.where] = seconds_per_image_step(replace(spec, steps=spec.diffusion.T), few, device)
         runs, open_runs = ({spec.key for spec, _ in group} for group in (new.values(), missing))
-        rows.append(dict(figure=figure, runs=len(runs), cached=len(runs - open_runs), image_steps=sum(len(images) * spec.calls for spec, images in missing),
-                         seconds=sum(len(images) * spec.calls * seconds[spec.where] for spec, images in missing)))
+        rows.append(
+            dict(
+                figure=figure,
+                runs=len(runs),
+                cached=len(runs - open_runs),
+                image_steps=sum(len(images) * spec.calls for spec, images in missing),
+                seconds=sum(len(images) * spec.calls * seconds[spec.where] for spec, images in missing),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/5_paper/09_plan.ipynb #b632b6ae
 @contextmanager
 def with_weights(preset):
-    "A preset to plan with: where the paper's weights are not there yet, untrained ones of the same size and the laptop's classifiers stand in, which take as long."
+    """A preset to plan with: where the paper's weights are not there yet, untrained ones of the same size and the
+    laptop's classifiers stand in, which take as long."""
     p = get_preset(preset)
     if not p.denoiser.startswith("data/paper/") or located("data/paper").is_dir(): yield p; return
     with TemporaryDirectory() as folder:
@@ -90,5 +108,11 @@ def plan_text(table):
     "A plan for a terminal, with its sum."
     lines = [f"{'':12}{'runs':>6}{'cached':>8}{'image-steps to do':>19}{'sampling':>12}"]
     for row in [*table.to_dict("records"), dict(table.sum(numeric_only=True), figure="all")]:
-        lines.append(f"{row['figure']:12}{row['runs']:6.0f}{row['cached']:8.0f}{row['image_steps']:19,.0f}{duration(row['seconds'])}")
-    return "\n".join(lines) + "\nEstimated from a few measured steps; a figure's runs are counted where they are first needed. Scores, plots and notebooks come on top, a few minutes in all."
+        lines.append(
+            f"{row['figure']:12}{row['runs']:6.0f}{row['cached']:8.0f}{row['image_steps']:19,.0f}{duration(row['seconds'])}"
+        )
+    return (
+        "\n".join(lines)
+        + "\nEstimated from a few measured steps; a figure's runs are counted where they are first needed. Scores, "
+          "plots and notebooks come on top, a few minutes in all."
+    )

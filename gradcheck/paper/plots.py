@@ -13,15 +13,34 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/5_paper/07_plots.ipynb #26fa68aa
-PALETTE = {"red": "#D0312D", "blue": "#0072B2", "orange": "#E69F00", "purple": "#7B3FA0", "green": "#009E73", "grey": "#555555"}
+PALETTE = {
+    "red": "#D0312D",
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "purple": "#7B3FA0",
+    "green": "#009E73",
+    "grey": "#555555",
+}
 MARKERS = {"red": "o", "blue": "s", "orange": "^", "purple": "D", "green": "v", "grey": "X"}
 
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
-         "legend.frameon": False, "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+}
 
 # %% ../../nbs/5_paper/07_plots.ipynb #3815463a
 def cosine_table(runs, name="cosine"):
-    "The plotted numbers: one row per curve and step with t, mean, standard deviation and the number of images with a direction."
+    """The plotted numbers: one row per curve and step with t, mean, standard deviation and the number of images with a
+    direction."""
     tables = []
     for label, r in runs.items():
         c = r.trace[name][1:].numpy()                                       # the first step has no predecessor
@@ -32,16 +51,40 @@ def cosine_table(runs, name="cosine"):
     return pd.concat(tables, ignore_index=True)
 
 def plot_cosines(table, colors, title):
-    "Draw a table of `cosine_table`, a curve per entry of `colors` (label -> name in `PALETTE`); returns the matplotlib figure."
+    """Draw a table of `cosine_table`, a curve per entry of `colors` (label -> name in `PALETTE`); returns the
+    matplotlib figure."""
     with plt.rc_context(STYLE):
         ax = plt.subplots(figsize=(7.2, 4))[1]
         for label, color in colors.items():
             rows = table[table["curve"] == label]
-            ax.fill_between(rows["t"], rows["mean"] - rows["std"], rows["mean"] + rows["std"], color=PALETTE[color], alpha=0.16, lw=0)
-            ax.plot(rows["t"], rows["mean"], color=PALETTE[color], marker=MARKERS[color], markevery=0.12, ms=6, mec="white", mew=0.8, lw=1.6, label=label)
+            ax.fill_between(
+                rows["t"],
+                rows["mean"] - rows["std"],
+                rows["mean"] + rows["std"],
+                color=PALETTE[color],
+                alpha=0.16,
+                lw=0,
+            )
+            ax.plot(
+                rows["t"],
+                rows["mean"],
+                color=PALETTE[color],
+                marker=MARKERS[color],
+                markevery=0.12,
+                ms=6,
+                mec="white",
+                mew=0.8,
+                lw=1.6,
+                label=label,
+            )
         ax.axhline(0, color="0.5", lw=0.8)
-        ax.set(xlabel="time step t  (sampling runs from noise, left, to the image, right)", ylabel="cosine similarity of guidance\nat t and at the step before",
-               title=title, xlim=(table["t"].max(), 0), ylim=(max((table["mean"] - table["std"]).min() - 0.03, -1.03), 1.03))
+        ax.set(
+            xlabel="time step t  (sampling runs from noise, left, to the image, right)",
+            ylabel="cosine similarity of guidance\nat t and at the step before",
+            title=title,
+            xlim=(table["t"].max(), 0),
+            ylim=(max((table["mean"] - table["std"]).min() - 0.03, -1.03), 1.03),
+        )
         ax.figure.legend(loc="outside lower center", ncols=len(colors))
     return ax.figure
 

@@ -25,7 +25,8 @@ from ..runs.specs import PROBE, RunSpec
 # %% ../../nbs/5_paper/03_presets.ipynb #3516ff29
 @dataclass(frozen=True)
 class Preset:
-    "The models and the size of a reproduction, and how its weights are trained (`recipes`: ddpm, robust, nonrobust, judge)."
+    """The models and the size of a reproduction, and how its weights are trained (`recipes`: ddpm, robust, nonrobust,
+    judge)."""
     name: str                    # of the folder that figures go to
     denoiser: str
     classifiers: dict            # role -> name of the model; the roles are those of `ROLES`
@@ -62,42 +63,107 @@ class Preset:
 
     @property
     def reference(self):
-        "The `Real` images; the last classifier compares them if there is no judge. `UserError` if the data are not known."
-        if not self.data: raise UserError("Fréchet distances need the data: give --data (sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one folder of pictures per class, or MODULE:FUNCTION), or ask for figure_1 figure_2 figure_3 only.")
+        """The `Real` images; the last classifier compares them if there is no judge. `UserError` if the data are not
+        known."""
+        if not self.data:
+            raise UserError(
+                "Fréchet distances need the data: give --data (sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one "
+                "folder of pictures per class, or MODULE:FUNCTION), or ask for figure_1 figure_2 figure_3 only."
+            )
         return Real(self.data, self.shape[1], self.real, self.judge or list(self.classifiers.values())[-1])
 
-ROLES = {"robust": ("robust", "red"), "nonrobust": ("non-robust", "blue"), "own": ("classifier", "blue")}      # role -> (its name in figures, colour); the colours are those of the captions
+# role -> (its name in figures, colour); the colours are those of the captions
+ROLES = {"robust": ("robust", "red"), "nonrobust": ("non-robust", "blue"), "own": ("classifier", "blue")}
 
-def models_in(folder): return dict(denoiser=f"{folder}/ddpm", classifiers={role: f"{folder}/{role}" for role in ("robust", "nonrobust")}, judge=f"{folder}/judge")
+def models_in(folder):
+    return dict(
+        denoiser=f"{folder}/ddpm",
+        classifiers={role: f"{folder}/{role}" for role in ("robust", "nonrobust")},
+        judge=f"{folder}/judge",
+    )
+
 
 def classifier_recipe(steps, seed): return Recipe(steps, batch_size=128, lr=2e-3, weight_decay=0.05, ema=0.0, seed=seed)
 
 LAPTOP_RECIPES = {
-    "ddpm": Recipe(steps=10_000, batch_size=64, lr=8e-4, warmup=300, precision="bfloat16"),  # 3 steps/s on two cores with AMX, where bfloat16 gains 1.5x
+    # 3 steps/s on two cores with AMX, where bfloat16 gains 1.5x
+    "ddpm": Recipe(steps=10_000, batch_size=64, lr=8e-4, warmup=300, precision="bfloat16"),
     "nonrobust": classifier_recipe(2_500, seed=0),    # training loss below 1e-4 after 1,000 steps
     "robust": classifier_recipe(5_000, seed=0),       # noisy images take longer
     "judge": classifier_recipe(1_500, seed=1),        # another seed: independent of the two that guide
 }
 SMOKE_RECIPES = {name: Recipe(steps=4, batch_size=8, seed=r.seed) for name, r in LAPTOP_RECIPES.items()}
-PAPER_RECIPE = Recipe(steps=12_500, batch_size=128, lr=1e-4, warmup=500, ema=0.0, precision="float16")     # the authors' code: AdamW 1e-4, cosine with 500 warm-up steps, fp16, no EMA; 20 epochs of 80,000 images
-PAPER_RECIPES = {"ddpm": replace(PAPER_RECIPE, steps=625_000)} | {name: replace(PAPER_RECIPE, clip_norm=float("inf"), seed=int(name == "judge")) for name in ("robust", "nonrobust", "judge")}      # 1,000 epochs
+# the authors' code: AdamW 1e-4, cosine with 500 warm-up steps, fp16, no EMA; 20 epochs of 80,000 images
+PAPER_RECIPE = Recipe(steps=12_500, batch_size=128, lr=1e-4, warmup=500, ema=0.0, precision="float16")
+# 1,000 epochs
+PAPER_RECIPES = {"ddpm": replace(PAPER_RECIPE, steps=625_000)} | {
+    name: replace(PAPER_RECIPE, clip_norm=float("inf"), seed=int(name == "judge"))
+    for name in ("robust", "nonrobust", "judge")
+}
 
 LAPTOP_PRESET = Preset(
-    # the paper's protocol, 64 generations and T = 400, with a denoiser that two cores can run; a chunk of 32 takes one or two minutes.
-    # runs of the trade-off at 50 steps cost as much as 5 at T = 400; energies in half decades around ENERGY; 10,000 real images: 2,500 of each class
-    "laptop", **models_in("laptop"), data="sportballs", scales=SCALES, steps=400, count=64, table_count=64, chunk=32, sweep_steps=50, sweep_count=64,
-    energies=(2.0, 6.0, 20.0, 60.0, 200.0), pictures=16, real=10_000, recognised=512, unet=LAPTOP, recipes=LAPTOP_RECIPES)
+    # the paper's protocol, 64 generations and T = 400, with a denoiser that two cores can run; a chunk of 32 takes one
+    # or two minutes.
+    # runs of the trade-off at 50 steps cost as much as 5 at T = 400; energies in half decades around ENERGY; 10,000
+    # real images: 2,500 of each class
+    "laptop",
+    **models_in("laptop"),
+    data="sportballs",
+    scales=SCALES,
+    steps=400,
+    count=64,
+    table_count=64,
+    chunk=32,
+    sweep_steps=50,
+    sweep_count=64,
+    energies=(2.0, 6.0, 20.0, 60.0, 200.0),
+    pictures=16,
+    real=10_000,
+    recognised=512,
+    unet=LAPTOP,
+    recipes=LAPTOP_RECIPES,
+)
 
 PRESETS = {
-    # CI: every line runs on the real weights, nothing is learned from it; it trains a network that is too small for anything else
-    "smoke": replace(LAPTOP_PRESET, name="smoke", steps=8, count=4, table_count=4, chunk=4, sweep_steps=4, sweep_count=4, energies=(6.0, 60.0), pictures=4, real=400, recognised=16,
-                     unet=UNetConfig(patch=4, widths=(16, 16), attention=(False, True), layers=1, groups=4), recipes=SMOKE_RECIPES),
+    # CI: every line runs on the real weights, nothing is learned from it; it trains a network that is too small for
+    # anything else
+    "smoke": replace(
+        LAPTOP_PRESET,
+        name="smoke",
+        steps=8,
+        count=4,
+        table_count=4,
+        chunk=4,
+        sweep_steps=4,
+        sweep_count=4,
+        energies=(6.0, 60.0),
+        pictures=4,
+        real=400,
+        recognised=16,
+        unet=UNetConfig(patch=4, widths=(16, 16), attention=(False, True), layers=1, groups=4),
+        recipes=SMOKE_RECIPES,
+    ),
     "laptop": LAPTOP_PRESET,
-    # one GPU: the authors' architecture and recipe, 64 generations for the cosines and 49 x 1024 behind every Fréchet distance, against all training images.
+    # one GPU: the authors' architecture and recipe, 64 generations for the cosines and 49 x 1024 behind every Fréchet
+    # distance, against all training images.
     # Its weights are not bundled (45 MB in float16): `make paper` trains them into data/paper
-    "paper": replace(LAPTOP_PRESET, name="paper", denoiser="data/paper/ddpm/ddpm.safetensors", classifiers={role: f"data/paper/{role}/{role}.safetensors" for role in ("robust", "nonrobust")},
-                     judge="data/paper/judge/judge.safetensors", scales=None, table_count=49 * 1024, chunk=256, sweep_steps=400, sweep_count=49 * 1024, real=100_000, recognised=2000,
-                     unet=PAPER, recipes=PAPER_RECIPES, precision="bfloat16"),
+    "paper": replace(
+        LAPTOP_PRESET,
+        name="paper",
+        denoiser="data/paper/ddpm/ddpm.safetensors",
+        classifiers={role: f"data/paper/{role}/{role}.safetensors" for role in ("robust", "nonrobust")},
+        judge="data/paper/judge/judge.safetensors",
+        scales=None,
+        table_count=49 * 1024,
+        chunk=256,
+        sweep_steps=400,
+        sweep_count=49 * 1024,
+        real=100_000,
+        recognised=2000,
+        unet=PAPER,
+        recipes=PAPER_RECIPES,
+        precision="bfloat16",
+    ),
 }
 
 def get_preset(name):
@@ -106,7 +172,8 @@ def get_preset(name):
 
 # %% ../../nbs/5_paper/03_presets.ipynb #63550ac1
 def in_mode(preset, text):
-    "A preset under a mode. Where it differs from the default, scales are found anew and the figures get a folder of their own."
+    """A preset under a mode. Where it differs from the default, scales are found anew and the figures get a folder of
+    their own."""
     p, mode = preset, parse_mode(text)
     if mode == DEFAULT_MODE: return p
     for name, value in mode.items(): p = QUIRKS[name][value](p)
@@ -114,19 +181,34 @@ def in_mode(preset, text):
 
 # %% ../../nbs/5_paper/03_presets.ipynb #d6cf9835
 def with_models(preset, denoiser=None, classifier=None, robust=None, judge=None, data=None):
-    """A preset with models of your own, named as in catalogue and sources. With `robust`, `classifier` is the one that never saw noise; without a `judge`, the guide judges itself.
+    """A preset with models of your own, named as in catalogue and sources. With `robust`, `classifier` is the one that
+    never saw noise; without a `judge`, the guide judges itself.
 
     Raises `UserError` if one of denoiser and classifier is missing, or a name is none."""
     given = dict(denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data)
     if not any(given.values()): return preset
-    if not (denoiser and classifier): raise UserError("for a model of your own give both a denoiser and a classifier (--denoiser, --classifier); the others are optional.")
+    if not (denoiser and classifier):
+        raise UserError(
+            "for a model of your own give both a denoiser and a classifier (--denoiser, --classifier); the others are "
+            "optional."
+        )
     roles = {"robust": robust, "nonrobust": classifier} if robust else {"own": classifier}
     switches = {} if has_start(denoiser) else {"start": "standard"}
-    p = replace(preset, name="own", denoiser=str(denoiser), classifiers={k: str(v) for k, v in roles.items()}, judge=judge, data=data or "", scales=None, switches=preset.switches | switches)
+    p = replace(
+        preset,
+        name="own",
+        denoiser=str(denoiser),
+        classifiers={k: str(v) for k, v in roles.items()},
+        judge=judge,
+        data=data or "",
+        scales=None,
+        switches=preset.switches | switches,
+    )
     return replace(p, steps=min(p.steps, p.T), sweep_steps=min(p.sweep_steps, p.T))
 
 def with_stabilizer(preset, name=None):
-    "A preset with a stabilizer of yours (`FILE.py:CLASS`, or a name of stabilizers) in ADAM's place; its scales are found by pilot runs."
+    """A preset with a stabilizer of yours (`FILE.py:CLASS`, or a name of stabilizers) in ADAM's place; its scales are
+    found by pilot runs."""
     if not name: return preset
     make_stabilizer(name)
     return replace(preset, name=f"{preset.name}-{stabilizer_label(name)}", adam=name, scales=None)
@@ -136,23 +218,40 @@ def stabilizer_label(name):
     return "ADAM" if name in ("adam", "adam_corrected") else name.rpartition(":")[2]
 
 def preset_for(preset, steps=None, count=None, mode="corrected", stabilizer=None, **models):
-    "A preset (or its name) with its numbers of sampling steps and generations replaced, in a mode, with `models` and a `stabilizer` of your own; None leaves things as they are."
+    """A preset (or its name) with its numbers of sampling steps and generations replaced, in a mode, with `models` and
+    a `stabilizer` of your own; None leaves things as they are."""
     p = with_stabilizer(in_mode(with_models(get_preset(preset), **models), mode), stabilizer)
     sizes = dict(steps=steps, sweep_steps=steps, count=count, table_count=count, sweep_count=count, pictures=count)
     return replace(p, **{k: v for k, v in sizes.items() if v is not None})
 
 # %% ../../nbs/5_paper/03_presets.ipynb #5f039737
 def spec_for(preset, classifier, variant, /, **changes):
-    """The `RunSpec` of a variant for a classifier (its role) under a preset; `changes` override its fields where they are not None. A scale that is not known is `PROBE`.
+    """The `RunSpec` of a variant for a classifier (its role) under a preset; `changes` override its fields where they
+    are not None. A scale that is not known is `PROBE`.
 
     Raises `UserError` for an unknown role, variant or field value, and for weights that are not there."""
     p, fields = get_preset(preset), dict(VARIANTS[choose("variant", variant, VARIANTS)])
     if p.denoiser.startswith("data/paper/") and not located("data/paper").is_dir():
-        raise UserError("the weights of the paper preset are not bundled; train them (make paper, on a GPU), or put them into data/paper.")
+        raise UserError(
+            "the weights of the paper preset are not bundled; train them (make paper, on a GPU), or put them into "
+            "data/paper."
+        )
     model = p.classifiers[choose("classifier", classifier, p.classifiers)]
     scale = 0.0 if variant == "unguided" else (p.scales or {}).get(classifier, {}).get(variant, PROBE)
     if fields.get("stabilizer") == "adam": fields["stabilizer"] = p.adam
     if "interval" in fields: fields["interval"] = tuple(round(share * p.T) for share in fields["interval"])
-    spec = dict(denoiser=p.denoiser, classifier=model, judge=p.judge, scale=scale, steps=p.steps, count=p.count, precision=p.precision) | fields | p.switches
+    spec = (
+        dict(
+            denoiser=p.denoiser,
+            classifier=model,
+            judge=p.judge,
+            scale=scale,
+            steps=p.steps,
+            count=p.count,
+            precision=p.precision,
+        )
+        | fields
+        | p.switches
+    )
     if classifier_card(model, p.shape)["config"]["classes"] == 1: spec["objective"] = "binary"
     return RunSpec(**spec | {k: v for k, v in changes.items() if v is not None})

@@ -16,7 +16,15 @@ def switch(**fields): return lambda p: replace(p, switches=p.switches | fields)
 def coupled(p):
     "The data as published, and the non-robust classifier that was trained on them in the place of the bundled one."
     if p.data != "sportballs": return p
-    return replace(p, data="sportballs:coupled", classifiers={role: "laptop/nonrobust_coupled" if name == "laptop/nonrobust" else name for role, name in p.classifiers.items()})
+    return replace(
+        p,
+        data="sportballs:coupled",
+        classifiers={
+            role: "laptop/nonrobust_coupled" if name == "laptop/nonrobust" else name
+            for role, name in p.classifiers.items()
+        },
+    )
+
 
 QUIRKS = {   # name -> what `paper` and `corrected` do to a preset
     "draws": dict(paper=coupled, corrected=lambda p: p),
@@ -30,10 +38,17 @@ QUIRKS = {   # name -> what `paper` and `corrected` do to a preset
 DEFAULT_MODE = dict.fromkeys(QUIRKS, "corrected") | dict(adam="paper", clip="paper")
 
 def parse_mode(text):
-    "`\"corrected\"` (the default), `\"paper\"`, or single switches as in `\"start=paper,adam=corrected\"`, to a dict switch -> corrected or paper."
+    """`"corrected"` (the default), `"paper"`, or single switches as in `"start=paper,adam=corrected"`, to a dict switch
+    -> corrected or paper."""
     mode = dict(DEFAULT_MODE)
     for word in str(text).split(","):
         name, equals, value = word.strip().partition("=")
-        if equals: mode[choose("switch", name, QUIRKS)] = choose(f"value of {name}", value, ["corrected", "paper"])
-        else: mode = dict.fromkeys(QUIRKS, "paper") if choose("mode", name, ["corrected", "paper"]) == "paper" else dict(DEFAULT_MODE)
+        if equals:
+            mode[choose("switch", name, QUIRKS)] = choose(f"value of {name}", value, ["corrected", "paper"])
+        else:
+            mode = (
+                dict.fromkeys(QUIRKS, "paper")
+                if choose("mode", name, ["corrected", "paper"]) == "paper"
+                else dict(DEFAULT_MODE)
+            )
     return mode

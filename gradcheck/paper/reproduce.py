@@ -27,22 +27,29 @@ from ..runs.runs import cache_folder
 def notebook_of(figure):
     "Path of a figure's notebook; `UserError` outside a checkout of the project."
     path = project_root() / "nbs" / "figures" / f"{choose('figure', figure, FIGURES)}.ipynb"
-    if not path.is_file(): raise UserError(f"no notebook {str(path)!r}: run this inside a checkout of the gradcheck repository.")
+    if not path.is_file():
+        raise UserError(f"no notebook {str(path)!r}: run this inside a checkout of the gradcheck repository.")
     return path
 
 def check_parameters(path, given):
     "`UserError` unless the notebook has exactly one `parameters` cell that knows every name in `given`."
     cells = [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", ())]
-    if len(cells) != 1: raise UserError(f"{str(path)!r} has {len(cells)} cells tagged 'parameters'; it needs exactly one.")
+    if len(cells) != 1:
+        raise UserError(f"{str(path)!r} has {len(cells)} cells tagged 'parameters'; it needs exactly one.")
     known = [node.targets[0].id for node in ast.parse("".join(cells[0]["source"])).body if isinstance(node, ast.Assign)]
     for name in given: choose("parameter", name, known)
 
 # %% ../../nbs/5_paper/12_reproduce.ipynb #397a945c
-SPEC_PARAMETERS = ("seed", "target", "scale")                                          # of a notebook: what changes its runs,
-PRESET_PARAMETERS = ("steps", "count", "mode", "stabilizer", "denoiser", "classifier", "robust", "judge", "data")      # and what its preset
-WITH_DATA = ("figure_4", "figure_5", "figure_8", "table_1", "claims", "table_1_appendix")               # figures that need real images
-WITH_ADAM = ("figure_2", "figure_3", "figure_5", "figure_6", "figure_7", "table_1")     # in which a stabilizer of yours can take ADAM's place
-OWN = ("figure_1", "figure_2", "figure_3", "figure_5", "table_1")                     # made by default for models of your own
+# of a notebook: what changes its runs,
+SPEC_PARAMETERS = ("seed", "target", "scale")
+# and what its preset
+PRESET_PARAMETERS = ("steps", "count", "mode", "stabilizer", "denoiser", "classifier", "robust", "judge", "data")
+# figures that need real images
+WITH_DATA = ("figure_4", "figure_5", "figure_8", "table_1", "claims", "table_1_appendix")
+# in which a stabilizer of yours can take ADAM's place
+WITH_ADAM = ("figure_2", "figure_3", "figure_5", "figure_6", "figure_7", "table_1")
+# made by default for models of your own
+OWN = ("figure_1", "figure_2", "figure_3", "figure_5", "table_1")
 
 def execute(figure, folder, parameters):
     "Execute one figure notebook by papermill into `folder`; the notebook's own `UserError` comes out as one."
@@ -51,26 +58,46 @@ def execute(figure, folder, parameters):
     source, target = notebook_of(figure), folder / f"{figure}.ipynb"
     unfinished = folder / f".{figure}.{os.getpid()}.ipynb"               # two reproductions may write to one folder
     before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), before]))      # the kernel finds MODULE:FUNCTION where this process does
+    # the kernel finds MODULE:FUNCTION where this process does
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), before]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            execute_notebook(str(source), str(unfinished), parameters, kernel_name="python3", language="python", cwd=str(source.parent),
-                                progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])
+            execute_notebook(
+                str(source),
+                str(unfinished),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(source.parent),
+                progress_bar=False,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
     except PapermillExecutionError as e:
-        raise UserError(f"{figure}: {e.evalue if e.ename == 'UserError' else f'{e.ename}: {e.evalue}'} (see {target})") from None
+        raise UserError(
+            f"{figure}: {e.evalue if e.ename == 'UserError' else f'{e.ename}: {e.evalue}'} (see {target})"
+        ) from None
     finally:
         os.environ["PYTHONPATH"] = before
         if unfinished.is_file(): os.replace(unfinished, target)
 
 def note_seconds(sidecar, seconds):
     "Put the time of the whole figure, its runs included, into its sidecar (the notebook found them in the cache)."
-    write_bytes(sidecar, (json.dumps(json.loads(sidecar.read_text()) | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(
+        sidecar,
+        (
+            json.dumps(json.loads(sidecar.read_text()) | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False)
+            + "\n"
+        ).encode(),
+    )
+
 
 def checked(figures, preset, seed, parameters):
-    "The figures to make (all by default), the `Preset` under the parameters, and what they change in the runs; `UserError` if a name or value is not known. Computes nothing."
+    """The figures to make (all by default), the `Preset` under the parameters, and what they change in the runs;
+    `UserError` if a name or value is not known. Computes nothing."""
     get_preset(preset)
-    for name in {"preset", "out", "seed"} & set(parameters): raise UserError(f"parameter {name!r} has an option of its own; write --{name} {parameters[name]}.")
+    for name in {"preset", "out", "seed"} & set(parameters):
+        raise UserError(f"parameter {name!r} has an option of its own; write --{name} {parameters[name]}.")
     figures = list(figures) or default_figures(parameters)
     for figure in figures: check_parameters(notebook_of(figure), parameters)
     changes = {"seed": seed} | {k: v for k, v in parameters.items() if k in SPEC_PARAMETERS}
@@ -81,20 +108,32 @@ def checked(figures, preset, seed, parameters):
     return figures, p, changes
 
 def default_figures(parameters):
-    "What is made where no figure is named: all but appendices; for models or a stabilizer of your own, those that are about them."
+    """What is made where no figure is named: all but appendices; for models or a stabilizer of your own, those that are
+    about them."""
     own = parameters.get("denoiser") or parameters.get("classifier")
-    figures = [*OWN, *(["claims"] if parameters.get("robust") else [])] if own else [f for f, known in FIGURES.items() if not known.appendix]
+    figures = (
+        [*OWN, *(["claims"] if parameters.get("robust") else [])]
+        if own
+        else [f for f, known in FIGURES.items() if not known.appendix]
+    )
     return [f for f in figures if f in WITH_ADAM] if parameters.get("stabilizer") else figures
 
 def check_data(p, changes):
     "`UserError` unless the data of a preset are there and have the classes of its classifiers."
     data, spec = p.reference.open(), spec_for(p, list(p.classifiers)[-1], "plain", **changes)
-    if len(data.label_names) != len(spec.classes): raise UserError(f"the data {p.data!r} have {len(data.label_names)} classes, the classifier {spec.classifier!r} {len(spec.classes)}; give data with the same classes.")
+    if len(data.label_names) != len(spec.classes):
+        raise UserError(
+            f"the data {p.data!r} have {len(data.label_names)} classes, the classifier {spec.classifier!r} "
+            f"{len(spec.classes)}; give data with the same classes."
+        )
+
 
 def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=None, report=print, engine=None):
-    """Regenerate figures (all by default) into `out`/`preset` (or own, or the preset's name with the mode) with pictures, numbers, sidecars, executed notebooks and index.html; returns the page's path.
+    """Regenerate figures (all by default) into `out`/`preset` (or own, or the preset's name with the mode) with
+    pictures, numbers, sidecars, executed notebooks and index.html; returns the page's path.
 
-    `parameters` (a dict) are further ones of the notebooks; `engine` computes the runs (`Local` by default). Raises `UserError` before anything is computed if a name or value is not known."""
+    `parameters` (a dict) are further ones of the notebooks; `engine` computes the runs (`Local` by default). Raises
+    `UserError` before anything is computed if a name or value is not known."""
     parameters = parameters or {}
     figures, p, changes = checked(figures, preset, seed, parameters)
     root = project_root() / out                                         # an absolute `out` stands for itself
@@ -105,8 +144,15 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
         if executable:
             execute(figure, folder, dict(preset=preset, seed=seed, out=str(root)) | parameters)
             note_seconds(folder / f"{figure}.json", time.time() - started)
-        report(f"{figure}: {f'{folder / figure}.png' if executable else f'its runs are in {cache_folder()}'} ({time.time() - started:.0f} s)")
-    if not executable: return report("papermill is not installed here, so no notebook was executed: with this cache and these weights, the same command makes the figures where it is.")
+        report(
+            f"{figure}: {f'{folder / figure}.png' if executable else f'its runs are in {cache_folder()}'} "
+            f"({time.time() - started:.0f} s)"
+        )
+    if not executable:
+        return report(
+            "papermill is not installed here, so no notebook was executed: with this cache and these weights, the same "
+            "command makes the figures where it is."
+        )
     if "claims" in figures: report("\n" + claims_text(pd.read_csv(folder / "claims.csv", keep_default_na=False)))
     page = write_page(folder)
     report(f"page: {page}")

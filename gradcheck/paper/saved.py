@@ -23,23 +23,43 @@ from .plots import figure_bytes
 def provenance():
     "Git revision and state, library versions, device."
     def git(*args):
-        try: return subprocess.run(("git", *args), cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
-        except (OSError, subprocess.SubprocessError): return ""
+        try:
+            return subprocess.run(
+                ("git", *args), cwd=project_root(), capture_output=True, text=True, timeout=10
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return ""
     def installed(name):
         try: return version(name)
         except PackageNotFoundError: return "not installed"
     libraries = {name: installed(name) for name in ("gradcheck", "torch", "numpy", "matplotlib", "papermill")}
-    return dict(revision=git("rev-parse", "HEAD") or "unknown", dirty=bool(git("status", "--porcelain")),
-                python=platform.python_version(), libraries=libraries, device=pick_device(), machine=platform.machine(), threads=torch.get_num_threads())
+    return dict(
+        revision=git("rev-parse", "HEAD") or "unknown",
+        dirty=bool(git("status", "--porcelain")),
+        python=platform.python_version(),
+        libraries=libraries,
+        device=pick_device(),
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+    )
 
 # %% ../../nbs/5_paper/08_saved.ipynb #c9604092
 def save_figure(fig, figure, preset, out, table, specs, parameters, started):
-    "Write PNG, PDF, CSV and sidecar of a figure into `out`/`preset.name`, and return that folder. `specs` are those of its runs, by label; `started` is a `time.time()`."
+    """Write PNG, PDF, CSV and sidecar of a figure into `out`/`preset.name`, and return that folder. `specs` are those
+    of its runs, by label; `started` is a `time.time()`."""
     folder = project_root() / out / preset.name                         # an absolute `out` stands for itself
     for suffix in ("png", "pdf"): write_bytes(folder / f"{figure}.{suffix}", figure_bytes(fig, suffix))
     write_bytes(folder / f"{figure}.csv", table.to_csv(index=False).encode())
     runs = {label: asdict(spec) | {"T": spec.diffusion.T, "digests": spec.digests} for label, spec in specs.items()}
-    sidecar = dict(figure=figure, caption=in_words(FIGURES[figure].caption, preset), source=FIGURES[figure].source, protocol=FIGURES[figure].protocol, parameters=parameters, runs=runs,
-                   seconds=round(time.time() - started, 1), **provenance())
+    sidecar = dict(
+        figure=figure,
+        caption=in_words(FIGURES[figure].caption, preset),
+        source=FIGURES[figure].source,
+        protocol=FIGURES[figure].protocol,
+        parameters=parameters,
+        runs=runs,
+        seconds=round(time.time() - started, 1),
+        **provenance(),
+    )
     write_bytes(folder / f"{figure}.json", (json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n").encode())
     return folder

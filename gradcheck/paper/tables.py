@@ -25,27 +25,79 @@ def clear_best(column, higher=True, compare=paired):
     sign = 1 if higher else -1
     value = {label: v[0] if compare is resampled else np.nanmean(v) for label, v in column.items()}
     best = max(value, key=lambda label: sign * value[label])
-    return best if all(verdict(compare(column[best], v, sign)) == "holds" for label, v in column.items() if label != best) else None
+    return (
+        best
+        if all(verdict(compare(column[best], v, sign)) == "holds" for label, v in column.items() if label != best)
+        else None
+    )
 
 # %% ../../nbs/5_paper/06_tables.ipynb #a2618bfe
 def as_markdown(header, rows, bold):
     "A pipe table; `rows` are lists of strings, `bold` a set of (row, column)."
     cells = [[f"**{c}**" if (i, j) in bold else c for j, c in enumerate(row)] for i, row in enumerate(rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] + ["--:"] * (len(header) - 1), *cells)) + "\n"
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] + ["--:"] * (len(header) - 1), *cells))
+        + "\n"
+    )
 
-LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "x̂₀": r"$\hat x_0$", "±": r"$\pm$", "×": r"$\times$", "–": "--"}
+
+LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "x̂₀": r"$\hat x_0$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+}
+
 
 def as_latex(header, rows, bold, caption):
     "A booktabs table."
     def tex(text):
         for a, b in LATEX.items(): text = text.replace(a, b)
         return text
-    body = [" & ".join(rf"\textbf{{{tex(c)}}}" if (i, j) in bold else tex(c) for j, c in enumerate(row)) + r" \\" for i, row in enumerate(rows)]
+
+    body = [
+        " & ".join(rf"\textbf{{{tex(c)}}}" if (i, j) in bold else tex(c) for j, c in enumerate(row)) + r" \\"
+        for i, row in enumerate(rows)
+    ]
     head = " & ".join(map(tex, header)) + r" \\"
-    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{tex(caption)}}}", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", head, r"\midrule", *body,
-                      r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{tex(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 def as_html(header, rows, bold):
     "A plain HTML table."
-    def line(cells, tag, i=None): return "<tr>" + "".join(f"<{tag}>{'<b>' if (i, j) in bold else ''}{html.escape(c)}{'</b>' if (i, j) in bold else ''}</{tag}>" for j, c in enumerate(cells)) + "</tr>"
-    return "<table><thead>" + line(header, "th") + "</thead><tbody>" + "".join(line(row, "td", i) for i, row in enumerate(rows)) + "</tbody></table>"
+
+    def line(cells, tag, i=None):
+        return (
+            "<tr>"
+            + "".join(
+                f"<{tag}>{'<b>' if (i, j) in bold else ''}{html.escape(c)}{'</b>' if (i, j) in bold else ''}</{tag}>"
+                for j, c in enumerate(cells)
+            )
+            + "</tr>"
+        )
+
+    return (
+        "<table><thead>"
+        + line(header, "th")
+        + "</thead><tbody>"
+        + "".join(line(row, "td", i) for i, row in enumerate(rows))
+        + "</tbody></table>"
+    )

@@ -9,19 +9,34 @@ __all__ = ['VARIANTS', 'ENERGY', 'SCALES', 'COST', 'cost', 'as_costly']
 from dataclasses import replace
 
 # %% ../../nbs/5_paper/01_variants.ipynb #66f66eff
-VARIANTS = {   # name -> fields of `RunSpec`; "adam" stands for what the preset calls ADAM
-    "unguided": dict(where="unguided"), "plain": dict(where="x_t"), "x0_hat": dict(where="x0_hat"),
-    "adam": dict(where="x_t", stabilizer="adam"), "both": dict(where="x0_hat", stabilizer="adam"),
+VARIANTS = {  # name -> fields of `RunSpec`; "adam" stands for what the preset calls ADAM
+    "unguided": dict(where="unguided"),
+    "plain": dict(where="x_t"),
+    "x0_hat": dict(where="x0_hat"),
+    "adam": dict(where="x_t", stabilizer="adam"),
+    "both": dict(where="x0_hat", stabilizer="adam"),
     # not in the paper
-    "stopped": dict(where="x0_hat_stopped"),                                                             # MPGD, He et al. 2024
-    "rms": dict(where="x_t", stabilizer="rms"), "x0_hat_rms": dict(where="x0_hat", stabilizer="rms"),     # RMSprop, Tieleman & Hinton 2012: ADAM without momentum
-    "unit": dict(where="x_t", stabilizer="unit"), "x0_hat_unit": dict(where="x0_hat", stabilizer="unit"),
-    "smooth": dict(where="x_t_smooth"), "x0_hat_smooth": dict(where="x0_hat_smooth"),                     # SmoothGrad, Smilkov et al. 2017
-    "interval": dict(where="x_t", interval=(0.75, 0.25)), "x0_hat_interval": dict(where="x0_hat", interval=(0.75, 0.25)),      # Kynkäänniemi et al. 2024; shares of T
-    "recurrent": dict(where="x_t", repeats=2), "x0_hat_recurrent": dict(where="x0_hat", repeats=2),       # Universal Guidance, Bansal et al. 2023; FreeDoM, Yu et al. 2023
+    # MPGD, He et al. 2024
+    "stopped": dict(where="x0_hat_stopped"),
+    # RMSprop, Tieleman & Hinton 2012: ADAM without momentum
+    "rms": dict(where="x_t", stabilizer="rms"),
+    "x0_hat_rms": dict(where="x0_hat", stabilizer="rms"),
+    "unit": dict(where="x_t", stabilizer="unit"),
+    "x0_hat_unit": dict(where="x0_hat", stabilizer="unit"),
+    # SmoothGrad, Smilkov et al. 2017
+    "smooth": dict(where="x_t_smooth"),
+    "x0_hat_smooth": dict(where="x0_hat_smooth"),
+    # Kynkäänniemi et al. 2024; shares of T
+    "interval": dict(where="x_t", interval=(0.75, 0.25)),
+    "x0_hat_interval": dict(where="x0_hat", interval=(0.75, 0.25)),
+    "recurrent": dict(where="x_t", repeats=2),
+    "x0_hat_recurrent": dict(
+        where="x0_hat", repeats=2
+    ),  # Universal Guidance, Bansal et al. 2023; FreeDoM, Yu et al. 2023
 }
 ENERGY = 20.0     # pixels in [-1, 1]: a fifth of the norm of a picture
-SCALES = {        # inject about that energy (heavy-tailed behind x0-hat) with the bundled weights, target 0, T = 400 (measured: Table 1)
+# inject about that energy (heavy-tailed behind x0-hat) with the bundled weights, target 0, T = 400 (measured: Table 1)
+SCALES = {
     "robust": {"unguided": 0.0, "plain": 350.0, "x0_hat": 22.0, "adam": 0.27, "both": 0.35},
     "nonrobust": {"unguided": 0.0, "plain": 0.44, "x0_hat": 10.0, "adam": 0.019, "both": 0.31},
 }
@@ -37,5 +52,6 @@ def cost(spec):
     return spec.repeats * (len(times) + guided * (COST[spec.where] - 1))
 
 def as_costly(spec, budget):
-    "The same setting with as many sampling steps as a `budget` of unguided steps pays for, two at least: the last step is never guided."
+    """The same setting with as many sampling steps as a `budget` of unguided steps pays for, two at least: the last
+    step is never guided."""
     return replace(spec, steps=min(max(round(budget * spec.steps / cost(spec)), 2), spec.diffusion.T))

@@ -42,20 +42,41 @@ def compute_on_worker(spec, images, machine, topic, task):
 def portable(spec):
     "The same run with absolute paths for its models."
     names = {k: getattr(spec, k) for k in ("denoiser", "classifier", "judge")}
-    return replace(spec, **{k: absolute(name if is_function(name) or not located(name).exists() else located(name)) for k, name in names.items()})
+    return replace(
+        spec,
+        **{
+            k: absolute(name if is_function(name) or not located(name).exists() else located(name))
+            for k, name in names.items()
+        },
+    )
+
 
 class Dask:
-    """Computes chunks on a Dask cluster: `address` is that of its scheduler, or \"local\" for a worker per core of this machine.
+    """Computes chunks on a Dask cluster: `address` is that of its scheduler, or \"local\" for a worker per core of this
+    machine.
 
-    Raises `UserError` if the package is missing or no scheduler answers within `patience` seconds. Use it in a `with`, or call `close`."""
+    Raises `UserError` if the package is missing or no scheduler answers within `patience` seconds. Use it in a `with`,
+    or call `close`."""
     def __init__(self, address, machine=Machine(), workers=None, patience=5):
-        try: from distributed import Client, LocalCluster
-        except ImportError: raise UserError("--dask needs the package distributed; install it with: pip install 'gradcheck[dask]'") from None
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError:
+            raise UserError(
+                "--dask needs the package distributed; install it with: pip install 'gradcheck[dask]'"
+            ) from None
         for name in ("distributed", "tornado"): logging.getLogger(name).setLevel(logging.CRITICAL)
         self.machine, self.cluster = machine, None
-        if address == "local": self.cluster = LocalCluster(n_workers=workers or os.cpu_count(), threads_per_worker=1, dashboard_address=None)
-        try: self.client = Client(self.cluster or address, timeout=patience)
-        except (OSError, TimeoutError, ValueError, MemoryError) as e: raise UserError(f"no Dask scheduler answered at {address!r} within {patience} s; start one (dask scheduler), or use --dask local.") from e
+        if address == "local":
+            self.cluster = LocalCluster(
+                n_workers=workers or os.cpu_count(), threads_per_worker=1, dashboard_address=None
+            )
+        try:
+            self.client = Client(self.cluster or address, timeout=patience)
+        except (OSError, TimeoutError, ValueError, MemoryError) as e:
+            raise UserError(
+                f"no Dask scheduler answered at {address!r} within {patience} s; start one (dask scheduler), or use "
+                "--dask local."
+            ) from e
 
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
@@ -65,7 +86,8 @@ class Dask:
         if self.cluster: self.cluster.close()
 
     def compute(self, tasks, bar):
-        "Yields `(task, tensors)` for tasks `(label, spec, images)` as workers finish them; `bar` shows the sum of what they report."
+        """Yields `(task, tensors)` for tasks `(label, spec, images)` as workers finish them; `bar` shows the sum of
+        what they report."""
         from distributed import KilledWorker, as_completed
         topic, done, finished = f"gradcheck-{uuid4().hex}", {}, set()
 
@@ -79,12 +101,20 @@ class Dask:
             bar.refresh()
 
         self.client.subscribe_topic(topic, show)
-        futures = {self.client.submit(compute_on_worker, portable(spec), images, self.machine, topic, i, pure=False): i for i, (_, spec, images) in enumerate(tasks)}
+        futures = {
+            self.client.submit(compute_on_worker, portable(spec), images, self.machine, topic, i, pure=False): i
+            for i, (_, spec, images) in enumerate(tasks)
+        }
         try:
             for future in as_completed(list(futures)):
                 i = futures.pop(future)
-                try: tensors = future.result()
-                except KilledWorker: raise UserError(f"the workers that computed {tasks[i][0]} died one after the other, which often means too little memory; finished chunks are kept. Give workers more memory, or --memory.") from None
+                try:
+                    tensors = future.result()
+                except KilledWorker:
+                    raise UserError(
+                        f"the workers that computed {tasks[i][0]} died one after the other, which often means too "
+                        "little memory; finished chunks are kept. Give workers more memory, or --memory."
+                    ) from None
                 label, spec, images = tasks[i]
                 finished.add(i)
                 bar.set_description(label)

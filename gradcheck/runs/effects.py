@@ -24,17 +24,22 @@ class Effect:
     def __str__(self): return f"{self.mean:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f})"
 
 def paired_effect(a, b, resamples=2000, seed=0):
-    "The mean of a - b over paired images, both (N,), as an `Effect`; images where either is NaN are left out. NaN interval if fewer than two remain."
+    """The mean of a - b over paired images, both (N,), as an `Effect`; images where either is NaN are left out. NaN
+    interval if fewer than two remain."""
     d = np.asarray(a, float) - np.asarray(b, float)
     d = d[np.isfinite(d)]
     if len(d) < 2: return Effect(d.mean() if len(d) else np.nan, np.nan, np.nan)
-    if np.ptp(d) <= 1e-9 * np.abs(d).max(): return Effect(d[0], d[0], d[0])              # all the same: nothing to resample
-    interval = stats.bootstrap((d,), np.mean, n_resamples=resamples, rng=np.random.default_rng(int(counter_bits(seed, 0)))).confidence_interval
+    # all the same: nothing to resample
+    if np.ptp(d) <= 1e-9 * np.abs(d).max(): return Effect(d[0], d[0], d[0])
+    interval = stats.bootstrap(
+        (d,), np.mean, n_resamples=resamples, rng=np.random.default_rng(int(counter_bits(seed, 0)))
+    ).confidence_interval
     return Effect(d.mean(), interval.low, interval.high)
 
 # %% ../../nbs/4_runs/08_effects.ipynb #7fb4eee6
 def resampled_effect(values):
-    "The `Effect` of a statistic from its resamples (R,), the first of which is the sample itself: +- 1.96 standard errors. NaN interval if there are too few, or one is not finite."
+    """The `Effect` of a statistic from its resamples (R,), the first of which is the sample itself: +- 1.96 standard
+    errors. NaN interval if there are too few, or one is not finite."""
     known = len(values) > 2 and np.isfinite(values).all()
     half = 1.96 * values[1:].std(ddof=1) if known else np.nan
     return Effect(values[0], values[0] - half, values[0] + half)

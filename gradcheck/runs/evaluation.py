@@ -24,9 +24,11 @@ def times_of(ddpm): return tuple(t if t < 0 else round(t * (ddpm.T - 1) / 399) f
 
 @torch.no_grad()
 def recognition(classifiers, ddpm, data, denoiser=None, times=None, count=2000, batch=64, device="cpu"):
-    """A table with a row per classifier, input (x_t; x0_hat with a `denoiser`), t and image: `probability` of the true class, and whether it is the most probable (`right`).
+    """A table with a row per classifier, input (x_t; x0_hat with a `denoiser`), t and image: `probability` of the true
+    class, and whether it is the most probable (`right`).
 
-    `classifiers` are modules by name, on the `device`; the first `count` images of `data` are used, or all; `times` are those of `times_of` by default; a progress bar."""
+    `classifiers` are modules by name, on the `device`; the first `count` images of `data` are used, or all; `times` are
+    those of `times_of` by default; a progress bar."""
     rows, times, count = [], times_of(ddpm) if times is None else times, min(count, len(data))
     for start in tqdm(range(0, count, batch), desc="recognition", unit="batch"):
         images = range(start, min(start + batch, count))
@@ -37,18 +39,31 @@ def recognition(classifiers, ddpm, data, denoiser=None, times=None, count=2000, 
             if denoiser: inputs["x0_hat"] = ddpm.clip_x0(predict(ddpm, denoiser, x_t, t)) if t >= 0 else x0
             for (kind, x), (name, classifier) in product(inputs.items(), classifiers.items()):
                 p = class_probabilities(classifier(x))
-                rows.append(pd.DataFrame(dict(classifier=name, input=kind, t=t, image=images, probability=p.gather(1, y[:, None])[:, 0].cpu(), right=(p.argmax(1) == y).cpu())))
+                rows.append(
+                    pd.DataFrame(
+                        dict(
+                            classifier=name,
+                            input=kind,
+                            t=t,
+                            image=images,
+                            probability=p.gather(1, y[:, None])[:, 0].cpu(),
+                            right=(p.argmax(1) == y).cpu(),
+                        )
+                    )
+                )
     return pd.concat(rows, ignore_index=True)
 
 def accuracy_by_t(classifiers, ddpm, data, times=None, count=2000):
-    "Accuracy in [0, 1] of each named classifier (columns) on x_t of the first `count` images of `data`, by time step (rows; -1 is clean)."
+    """Accuracy in [0, 1] of each named classifier (columns) on x_t of the first `count` images of `data`, by time step
+    (rows; -1 is clean)."""
     table = recognition(classifiers, ddpm, data, times=times, count=count, batch=500)
     return table.pivot_table(values="right", index="t", columns="classifier").astype(float)[list(classifiers)]
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #40e6be6d
 @dataclass(frozen=True)
 class Verdicts:
-    "Summary of the judge's class probabilities (N, classes): share of images with a class above 0.9, and share of images per class."
+    """Summary of the judge's class probabilities (N, classes): share of images with a class above 0.9, and share of
+    images per class."""
     sure: float
     shares: tuple
 

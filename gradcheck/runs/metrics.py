@@ -23,27 +23,42 @@ from ..core import UserError, counter_integers
 # %% ../../nbs/4_runs/05_metrics.ipynb #9b8c1f03
 @torch.no_grad()
 def judge_features(judge, images, batch=256):
-    """Features (N, D), float32, of a classifier for images (N, 3, H, W) in [-1, 1]: the pooled maps of its part `features` (576 of a MobileNetV3-small),
-    else what enters its last linear layer, else its logits."""
-    if callable(getattr(judge, "features", None)): return torch.cat([judge.features(x).mean((2, 3)) for x in images.split(batch)])
+    """Features (N, D), float32, of a classifier for images (N, 3, H, W) in [-1, 1]: the pooled maps of its part
+    `features` (576 of a MobileNetV3-small), else what enters its last linear layer, else its logits."""
+    if callable(getattr(judge, "features", None)):
+        return torch.cat([judge.features(x).mean((2, 3)) for x in images.split(batch)])
     linear, seen = [m for m in judge.modules() if isinstance(m, nn.Linear)], []
-    hook = linear[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(1))) if linear else None
+    hook = (
+        linear[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(1)))
+        if linear
+        else None
+    )
     logits = [judge(x) for x in images.split(batch)]
     if hook: hook.remove()
     return torch.cat(seen or logits).float()
 
 @torch.no_grad()
 def inception_features(network, images, batch=64):
-    "Activations (N, 2048), float32, of the TorchScript Inception-v3, for images (N, 3, H, W) in [-1, 1]; the network resizes by itself."
-    return torch.cat([network(((x + 1) * 127.5).round().byte(), return_features=True).float().cpu() for x in images.split(batch)])
+    """Activations (N, 2048), float32, of the TorchScript Inception-v3, for images (N, 3, H, W) in [-1, 1]; the network
+    resizes by itself."""
+    return torch.cat(
+        [network(((x + 1) * 127.5).round().byte(), return_features=True).float().cpu() for x in images.split(batch)]
+    )
+
 
 def load_inception(path=None, folder="data", device="cpu"):
-    "The TorchScript Inception-v3 at `path`, else at $GRADCHECK_INCEPTION, else in `folder`; None if there is none. `UserError` for a named file that is not one."
+    """The TorchScript Inception-v3 at `path`, else at $GRADCHECK_INCEPTION, else in `folder`; None if there is none.
+    `UserError` for a named file that is not one."""
     named = path or os.environ.get("GRADCHECK_INCEPTION")
     path = Path(named or Path(folder) / "inception-2015-12-05.pt")
     if not named and not path.is_file(): return None
-    try: return torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError, OSError): raise UserError(f"{str(path)!r} is not a readable TorchScript file; give the path of inception-2015-12-05.pt, or unset GRADCHECK_INCEPTION.") from None
+    try:
+        return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError):
+        raise UserError(
+            f"{str(path)!r} is not a readable TorchScript file; give the path of inception-2015-12-05.pt, or unset "
+            "GRADCHECK_INCEPTION."
+        ) from None
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #32327f54
 class _Features(nn.Identity):
@@ -53,9 +68,12 @@ class _Features(nn.Identity):
         self.num_features = num_features
 
 class FID:
-    "FID to the images with features `real` (M, D), for features (N, D) with N >= 2: Heusel et al. 2017, computed by torchmetrics in float64."
+    """FID to the images with features `real` (M, D), for features (N, D) with N >= 2: Heusel et al. 2017, computed by
+    torchmetrics in float64."""
     def __init__(self, real):
-        self.metric = FrechetInceptionDistance(_Features(real.shape[1]), reset_real_features=False).set_dtype(torch.float64)
+        self.metric = FrechetInceptionDistance(_Features(real.shape[1]), reset_real_features=False).set_dtype(
+            torch.float64
+        )
         self.metric.update(real.double(), real=True)
 
     def __call__(self, features):
@@ -65,24 +83,33 @@ class FID:
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #f275d429
 def draws_with_replacement(n, resamples, seed=0):
-    "Bootstrap indices (resamples, n), a function of the seed alone; the first row is 0, 1, ..., n - 1: the sample itself."
+    """Bootstrap indices (resamples, n), a function of the seed alone; the first row is 0, 1, ..., n - 1: the sample
+    itself."""
     drawn = counter_integers(n, seed, np.arange((resamples - 1) * n)).reshape(resamples - 1, n)
     return np.concatenate([np.arange(n)[None], drawn])
 
 def resampled_fid(real, features, rows):
-    "The FID to `real` (M, D) of the `features` (N, D) picked by each row of indices `rows` (R, n), float64 (R,); equal to `FID` (tested)."
+    """The FID to `real` (M, D) of the `features` (N, D) picked by each row of indices `rows` (R, n), float64 (R,);
+    equal to `FID` (tested)."""
     mean, cov = real.double().mean(0), torch.cov(real.double().T)
     of_rows = (by_images if len(features) <= features.shape[1] else by_features)(features.double() - mean, cov)
     return torch.stack([of_rows(i) for i in torch.as_tensor(rows)]).numpy()
 
 def by_images(x, cov):
-    "FID as a function of rows, by matrices of images x images; `x` (N, D) is centred at the real mean, `cov` (D, D) real."
+    """FID as a function of rows, by matrices of images x images; `x` (N, D) is centred at the real mean, `cov` (D, D)
+    real."""
     gram, weighted = x @ x.T, x @ cov @ x.T
     def fid(i):
         g, w = gram[i][:, i], weighted[i][:, i]
         centred = w - w.mean(0) - w.mean(1, keepdim=True) + w.mean()
         spread = (g.diagonal().sum() - g.mean() * len(i)) / (len(i) - 1)
-        return g.mean() + cov.trace() + spread - 2 * torch.linalg.eigvalsh(centred / (len(i) - 1)).clamp(min=0).sqrt().sum()
+        return (
+            g.mean()
+            + cov.trace()
+            + spread
+            - 2 * torch.linalg.eigvalsh(centred / (len(i) - 1)).clamp(min=0).sqrt().sum()
+        )
+
     return fid
 
 def by_features(x, cov):
@@ -91,7 +118,13 @@ def by_features(x, cov):
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     def fid(i):
         fake = torch.cov(x[i].T)
-        return (x[i].mean(0) ** 2).sum() + cov.trace() + fake.trace() - 2 * torch.linalg.eigvalsh(root @ fake @ root).clamp(min=0).sqrt().sum()
+        return (
+            (x[i].mean(0) ** 2).sum()
+            + cov.trace()
+            + fake.trace()
+            - 2 * torch.linalg.eigvalsh(root @ fake @ root).clamp(min=0).sqrt().sum()
+        )
+
     return fid
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #fa2f81c9
@@ -99,17 +132,27 @@ def _covered(points, others, k):
     "Share of `points` within the k-th-neighbour ball of at least one of `others`."
     if len(others) <= k: return float("nan")
     radii = torch.cdist(others, others, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k + 1, dim=1).values
-    return (torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist") <= radii).any(1).double().mean().item()
+    return (
+        (torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist") <= radii)
+        .any(1)
+        .double()
+        .mean()
+        .item()
+    )
+
 
 def precision_recall(real, fake, k=3):
-    "Precision and recall in [0, 1] of features `fake` (N, D) against `real` (M, D): Kynkaanniemi et al. 2019. NaN with k or fewer images on a side."
+    """Precision and recall in [0, 1] of features `fake` (N, D) against `real` (M, D): Kynkaanniemi et al. 2019. NaN
+    with k or fewer images on a side."""
     return _covered(fake.double(), real.double(), k), _covered(real.double(), fake.double(), k)
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #4afa17d6
-BACKGROUND, SMALLEST, DISC = 235, 30, np.pi / 4       # grey level above which all channels count as white; pixels of a patch that counts; fill of a disc
+# grey level above which all channels count as white; pixels of a patch that counts; fill of a disc
+BACKGROUND, SMALLEST, DISC = 235, 30, np.pi / 4
 
 def find_balls(samples):
-    "One row per uint8 image (N, 3, H, W): patches (how many), one_ball (exactly one, and round), size, x, y (px; diameter and centre of the largest patch, NaN without any)."
+    """One row per uint8 image (N, 3, H, W): patches (how many), one_ball (exactly one, and round), size, x, y (px;
+    diameter and centre of the largest patch, NaN without any)."""
     rows = []
     for image in samples.numpy():
         patches, n = ndimage.label(ndimage.binary_fill_holes((image < BACKGROUND).any(0)))
@@ -122,12 +165,23 @@ def find_balls(samples):
         area, (ys, xs) = max(found, key=lambda a: a[0])
         h, w = ys.stop - ys.start, xs.stop - xs.start
         is_round = abs(w / h - 1) < 0.25 and abs(area / (w * h) / DISC - 1) < 0.2
-        rows.append((len(found), len(found) == 1 and is_round, 2 * (area / np.pi) ** 0.5, (xs.start + xs.stop) / 2, (ys.start + ys.stop) / 2))
+        rows.append(
+            (
+                len(found),
+                len(found) == 1 and is_round,
+                2 * (area / np.pi) ** 0.5,
+                (xs.start + xs.stop) / 2,
+                (ys.start + ys.stop) / 2,
+            )
+        )
     return pd.DataFrame(rows, columns=["patches", "one_ball", "size", "x", "y"])
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #5ef23efe
 def picture_statistics(samples):
-    "One row per uint8 image (N, 3, H, W), in grey levels: brightness (mean), contrast (standard deviation of the grey picture), colour (mean distance of the channels from grey)."
+    """One row per uint8 image (N, 3, H, W), in grey levels: brightness (mean), contrast (standard deviation of the grey
+    picture), colour (mean distance of the channels from grey)."""
     x = samples.float()
     grey = x.mean(1)
-    return pd.DataFrame(dict(brightness=grey.mean((1, 2)), contrast=grey.std((1, 2)), colour=(x - grey[:, None]).abs().mean((1, 2, 3))))
+    return pd.DataFrame(
+        dict(brightness=grey.mean((1, 2)), contrast=grey.std((1, 2)), colour=(x - grey[:, None]).abs().mean((1, 2, 3)))
+    )

@@ -34,9 +34,9 @@ from .specs import PRECISIONS, SAMPLERS, STATES, RunSpec
 # %% ../../nbs/4_runs/02_runs.ipynb #a355a813
 @dataclass(frozen=True)
 class RunResult:
-    """`samples` uint8 (N, 3, H, W); `trace`: cosine, cosine_raw, cosine_null (raw gradients in random order), norm, norm_raw,
-    energy, saturated, each (steps, N); `times` (steps,);
-    `guide` and `judge`: class probabilities (N, classes) of the final images."""
+    """`samples` uint8 (N, 3, H, W); `trace`: cosine, cosine_raw, cosine_null (raw gradients in random order), norm,
+    norm_raw, energy, saturated, each (steps, N); `times` (steps,); `guide` and `judge`: class probabilities (N,
+    classes) of the final images."""
     spec: RunSpec
     samples: torch.Tensor
     trace: dict
@@ -48,12 +48,17 @@ class RunResult:
     def similarity(self): return self.trace["cosine"].nanmean(0)      # (N,), mean over the steps
 
     @property
-    def energy(self): return self.trace["energy"].sum(0)              # (N,), length of all that the guidance added, pixels in [-1, 1]
+    # (N,), length of all that the guidance added, pixels in [-1, 1]
+    def energy(self): return self.trace["energy"].sum(0)
 
 # %% ../../nbs/4_runs/02_runs.ipynb #02d5d5dd
 def models(spec, device="cpu"):
-    "Denoiser, guiding classifier and judge of a run, the first two in the run's precision; kept in memory between runs."
-    denoiser, classifier, judge = (in_memory(kind, getattr(spec, role), spec.digests[role], device) for role, kind in (("denoiser", "denoiser"), ("classifier", "classifier"), ("judge", "classifier")))
+    """Denoiser, guiding classifier and judge of a run, the first two in the run's precision; kept in memory between
+    runs."""
+    denoiser, classifier, judge = (
+        in_memory(kind, getattr(spec, role), spec.digests[role], device)
+        for role, kind in (("denoiser", "denoiser"), ("classifier", "classifier"), ("judge", "classifier"))
+    )
     dtype = PRECISIONS[spec.precision]
     return (Autocast(denoiser, dtype), Autocast(classifier, dtype), judge) if dtype else (denoiser, classifier, judge)
 
@@ -64,20 +69,38 @@ def start_of(spec, generators, device="cpu"):
 
 def guidance_of(spec, device="cpu"):
     "The `Guidance` of a run."
-    return Guidance(models(spec, device)[1], spec.target, OBJECTIVES[spec.objective], WHERE[spec.where], make_stabilizer(spec.stabilizer), spec.schedule)
+    return Guidance(
+        models(spec, device)[1],
+        spec.target,
+        OBJECTIVES[spec.objective],
+        WHERE[spec.where],
+        make_stabilizer(spec.stabilizer),
+        spec.schedule,
+    )
+
 
 def steps_of(spec, images, device="cpu", micro_batch=64):
     "The stream of `Step`s of some images (their indices) of a run."
     generators = image_generators(spec.seed, images)
-    return guided_steps(spec.diffusion, models(spec, device)[0], guidance_of(spec, device), start_of(spec, generators, device), generators, spec.steps,
-                        STATES[spec.state](SAMPLERS[spec.sampler]), micro_batch, spec.repeats)
+    return guided_steps(
+        spec.diffusion,
+        models(spec, device)[0],
+        guidance_of(spec, device),
+        start_of(spec, generators, device),
+        generators,
+        spec.steps,
+        STATES[spec.state](SAMPLERS[spec.sampler]),
+        micro_batch,
+        spec.repeats,
+    )
 
 # %% ../../nbs/4_runs/02_runs.ipynb #8c9012cf
 NULL_IMAGES = 64
 
 @dataclass(frozen=True)
 class Machine:
-    "What computes a chunk: a device, a budget of bytes (None: micro-batches of images), and whether activations are computed again instead of kept."
+    """What computes a chunk: a device, a budget of bytes (None: micro-batches of images), and whether activations are
+    computed again instead of kept."""
     device: str = "auto"
     memory: Optional[int] = None
     checkpointing: bool = False
@@ -89,22 +112,33 @@ def micro_batch_of(spec, count, machine):
     denoiser.set_checkpointing(machine.checkpointing)
     if machine.memory is None: return MicroBatch()
     pixels, (t, _) = torch.Size(spec.shape).numel(), spec.diffusion.timesteps(spec.steps)[0]
-    def step(n): return guidance.evaluate(spec.diffusion, denoiser, torch.zeros(n, *spec.shape, device=device), t, MicroBatch(n, tile=1))
+
+    def step(n):
+        return guidance.evaluate(
+            spec.diffusion, denoiser, torch.zeros(n, *spec.shape, device=device), t, MicroBatch(n, tile=1)
+        )
+
     step(1)                                                              # what is made once is not counted
     return fitting(machine.memory, step, 4 * pixels * (min(count, NULL_IMAGES) * spec.calls + 16 * count), device)
 
 @torch.no_grad()
 def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
-    "Sample and measure some images of a run; a flat dict of tensors, images first or second. `bar.update(n)` is called after each step of n images."
+    """Sample and measure some images of a run; a flat dict of tensors, images first or second. `bar.update(n)` is
+    called after each step of n images."""
     device, rows, times, gradients = pick_device(machine.device), [], [], []
     for step, row in measure(steps_of(spec, images, device, micro_batch or micro_batch_of(spec, len(images), machine))):
         rows.append(row); times.append(step.t); gradients.append(step.gradient[:NULL_IMAGES].clone())
         if bar is not None: bar.update(len(images))
     samples = images_to_uint8(step.x_prev)
     final, (_, classifier, judge) = uint8_to_images(samples), models(spec, device)
-    traces = collect(rows) | {"cosine_null": cosine_in_random_order(gradients, make_stabilizer(spec.stabilizer), spec.seed, images)}
+    traces = collect(rows) | {
+        "cosine_null": cosine_in_random_order(gradients, make_stabilizer(spec.stabilizer), spec.seed, images)
+    }
     trace = {f"trace.{name}": values for name, values in traces.items()}
-    probabilities = {name: class_probabilities(judgement(model, final)).cpu() for name, model in (("guide", classifier), ("judge", judge))}
+    probabilities = {
+        name: class_probabilities(judgement(model, final)).cpu()
+        for name, model in (("guide", classifier), ("judge", judge))
+    }
     return trace | probabilities | dict(samples=samples.cpu(), times=torch.tensor(times))
 
 def judgement(classifier, images, batch=64): return torch.cat([classifier(x).float() for x in images.split(batch)])
@@ -123,8 +157,10 @@ def read_chunk(path, spec):
     if not path.is_file(): return None
     try:
         header, tensors = read_meta(path), load(path.read_bytes())
-        if header["key"] == spec.key and header["images"] == path.stem and header["content"] == _content(tensors): return tensors
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError): pass
+        if header["key"] == spec.key and header["images"] == path.stem and header["content"] == _content(tensors):
+            return tensors
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError):
+        pass
     warnings.warn(f"cache file {path} is damaged or foreign; it is computed again.", stacklevel=2)
 
 # %% ../../nbs/4_runs/02_runs.ipynb #cd5863e5
@@ -151,25 +187,42 @@ class Local:
         return compute(spec, images, self.machine, bar, self.micro_batches[size])
 
 def run_all(specs, chunk=16, engine=None, cache=None):
-    """label -> `RunResult` of several settings (a dict label -> `RunSpec`), from the cache where it has chunks of them; a progress bar (images x steps) while the rest is computed.
+    """label -> `RunResult` of several settings (a dict label -> `RunSpec`), from the cache where it has chunks of them;
+    a progress bar (images x steps) while the rest is computed.
 
     Each finished chunk is written at once, so a killed call loses only what was under way."""
     engine, cache = engine or Local(), Path(cache or cache_folder())
-    wanted = {chunk_path(spec, images, cache): (label, spec, images) for label, spec in specs.items() for images in chunks_of(spec, chunk)}      # a chunk that two runs share is one
+    # a chunk that two runs share is one
+    wanted = {
+        chunk_path(spec, images, cache): (label, spec, images)
+        for label, spec in specs.items()
+        for images in chunks_of(spec, chunk)
+    }
     parts = {path: read_chunk(path, spec) for path, (_, spec, _) in wanted.items()}
     tasks = [wanted[path] for path, part in parts.items() if part is None]
     if tasks:
-        for _, spec, _ in tasks: make_folder(cache / spec.key)           # before, not after, a minute of computing
-        with tqdm(total=sum(len(images) * spec.calls for _, spec, images in tasks), desc=tasks[0][0], unit="image-step", unit_scale=True) as bar:
+        for _, spec, _ in tasks: make_folder(cache / spec.key)  # before, not after, a minute of computing
+        with tqdm(
+            total=sum(len(images) * spec.calls for _, spec, images in tasks),
+            desc=tasks[0][0],
+            unit="image-step",
+            unit_scale=True,
+        ) as bar:
             for (label, spec, images), tensors in engine.compute(tasks, bar):
                 path = chunk_path(spec, images, cache)
                 write_chunk(path, tensors, spec)
                 parts[path] = tensors
-    return {label: joined(spec, [parts[chunk_path(spec, images, cache)] for images in chunks_of(spec, chunk)]) for label, spec in specs.items()}
+    return {
+        label: joined(spec, [parts[chunk_path(spec, images, cache)] for images in chunks_of(spec, chunk)])
+        for label, spec in specs.items()
+    }
+
 
 def joined(spec, parts):
     "The `RunResult` of the chunks of a run."
-    whole = {k: torch.cat([p[k] for p in parts], dim=1 if k.startswith("trace.") else 0) for k in parts[0] if k != "times"}
+    whole = {
+        k: torch.cat([p[k] for p in parts], dim=1 if k.startswith("trace.") else 0) for k in parts[0] if k != "times"
+    }
     trace = {k[6:]: v for k, v in whole.items() if k.startswith("trace.")}
     return RunResult(spec, whole["samples"], trace, parts[0]["times"], whole["guide"], whole["judge"])
 

@@ -26,10 +26,15 @@ def probe_specs(specs):
     return [replace(spec, count=TILE) for spec in specs if spec.scale == PROBE]
 
 def with_scale(spec, energy, engine=None):
-    "A setting whose scale is not known yet with one that would inject about `energy`, by its probe; other settings as they are. `UserError` if its guidance has no gradient."
+    """A setting whose scale is not known yet with one that would inject about `energy`, by its probe; other settings as
+    they are. `UserError` if its guidance has no gradient."""
     for probe in probe_specs([spec]):
         injected = run(probe, TILE, engine, label=f"probe {spec.where} {spec.stabilizer}").energy.mean().item()
-        if not injected > 0: raise UserError(f"the guidance of {spec.classifier!r} ({spec.where}, {spec.stabilizer}) has a gradient of zero everywhere; check the classifier.")
+        if not injected > 0:
+            raise UserError(
+                f"the guidance of {spec.classifier!r} ({spec.where}, {spec.stabilizer}) has a gradient of zero "
+                "everywhere; check the classifier."
+            )
         spec = replace(spec, scale=float(f"{PROBE * energy / injected:.3g}"))
     return spec
 
@@ -38,14 +43,22 @@ def pilot_specs(spec):
     return [replace(spec, scale=spec.scale * f, count=TILE) for f in PILOTS]
 
 def interpolate_scales(scales, energies, wanted):
-    "Scales (three significant digits) for the `wanted` energies, from pilots' scales (ascending) and their energies; a pilot below its predecessor, or without energy, counts as no more than it."
+    """Scales (three significant digits) for the `wanted` energies, from pilots' scales (ascending) and their energies;
+    a pilot below its predecessor, or without energy, counts as no more than it."""
     log_s, x = np.log(np.asarray(scales, float)), np.log(np.asarray(wanted, float))
     log_e = np.maximum.accumulate(np.log(np.maximum(energies, 1e-9))) + 1e-6 * np.arange(len(energies))
-    slopes = np.clip(np.diff(log_s) / np.diff(log_e), 0.2, 5)                            # beyond the pilots
-    out = np.interp(x, log_e, log_s) + slopes[0] * np.minimum(x - log_e[0], 0) + slopes[-1] * np.maximum(x - log_e[-1], 0)
+    slopes = np.clip(np.diff(log_s) / np.diff(log_e), 0.2, 5)  # beyond the pilots
+    out = (
+        np.interp(x, log_e, log_s) + slopes[0] * np.minimum(x - log_e[0], 0) + slopes[-1] * np.maximum(x - log_e[-1], 0)
+    )
     return [float(f"{s:.3g}") for s in np.exp(np.clip(out, log_s[0] - FAR, log_s[-1] + FAR))]
 
-def labelled(kind, specs): return {f"{kind} {s.where} {Path(s.stabilizer).name} {s.scale:g} ({i + 1} of {len(specs)})": s for i, s in enumerate(specs)}
+def labelled(kind, specs):
+    return {
+        f"{kind} {s.where} {Path(s.stabilizer).name} {s.scale:g} ({i + 1} of {len(specs)})": s
+        for i, s in enumerate(specs)
+    }
+
 
 def calibrate(specs, energy, engine=None):
     "Compute the probes and pilots that `matched_scales` will ask for, all that can be computed together at once."
@@ -53,6 +66,7 @@ def calibrate(specs, energy, engine=None):
     run_all(labelled("pilot", [p for spec in specs for p in pilot_specs(with_scale(spec, energy))]), TILE, engine)
 
 def matched_scales(spec, energies, energy=20.0, engine=None):
-    "Scales at which a setting injects the given energies, by pilot runs from the cache or computed now; around `energy` where its scale is not known yet."
+    """Scales at which a setting injects the given energies, by pilot runs from the cache or computed now; around
+    `energy` where its scale is not known yet."""
     pilots = list(run_all(labelled("pilot", pilot_specs(with_scale(spec, energy, engine))), TILE, engine).values())
     return interpolate_scales([p.spec.scale for p in pilots], [p.energy.mean().item() for p in pilots], energies)

@@ -25,13 +25,18 @@ from .metrics import picture_statistics, precision_recall
 
 # %% ../../nbs/4_runs/07_scores.ipynb #6ad5b943
 def extractors(judge, device="cpu"):
-    "name -> function from images (N, 3, H, W) in [-1, 1] to features (N, D): a judge (name of a classifier), and Inception-v3 where its weights are there."
+    """name -> function from images (N, 3, H, W) in [-1, 1] to features (N, D): a judge (name of a classifier), and
+    Inception-v3 where its weights are there."""
     inception = load_inception(folder=project_root() / "data", device=device)
-    return {"judge": partial(judge_features, open_classifier(judge, device))} | ({"Inception": partial(inception_features, inception)} if inception else {})
+    return {"judge": partial(judge_features, open_classifier(judge, device))} | (
+        {"Inception": partial(inception_features, inception)} if inception else {}
+    )
+
 
 @dataclass(frozen=True)
 class Reference:
-    "Real images as features: `data` and `held_out`, each a dict with \"all\" and \"target\" (M, D); `fid` measures the distance to the former."
+    """Real images as features: `data` and `held_out`, each a dict with "all" and "target" (M, D); `fid` measures the
+    distance to the former."""
     extract: Callable
     data: dict
     held_out: dict
@@ -48,19 +53,29 @@ def references(real, target, device="cpu"):
     "extractor name -> `Reference` from `Real` training images and half as many held-out ones, for a target class."
     data, out = real.open(), {}
     for name, extract in extractors(real.judge, device).items():
-        seen, held = _features(extract, data, real.count, target), _features(extract, data.held_out, real.count // 2, target)
+        seen, held = (
+            _features(extract, data, real.count, target),
+            _features(extract, data.held_out, real.count // 2, target),
+        )
         out[name] = Reference(extract, seen, held, {k: FID(f) for k, f in seen.items()})
     return out
 
 # %% ../../nbs/4_runs/07_scores.ipynb #804f53ac
 @dataclass(frozen=True)
 class Factors:
-    "`measure` takes uint8 samples (N, 3, H, W) to a table; `names` says which of its columns are compared with the data, and what they are called (with units)."
+    """`measure` takes uint8 samples (N, 3, H, W) to a table; `names` says which of its columns are compared with the
+    data, and what they are called (with units)."""
     measure: Callable
     names: dict
 
-BALLS = Factors(find_balls, {"size": "diameter (px)", "x": "centre, from the left (px)", "y": "centre, from the top (px)"})
-STATISTICS = Factors(picture_statistics, {"brightness": "brightness (grey levels)", "contrast": "contrast (grey levels)", "colour": "colour (grey levels)"})
+BALLS = Factors(
+    find_balls, {"size": "diameter (px)", "x": "centre, from the left (px)", "y": "centre, from the top (px)"}
+)
+STATISTICS = Factors(
+    picture_statistics,
+    {"brightness": "brightness (grey levels)", "contrast": "contrast (grey levels)", "colour": "colour (grey levels)"},
+)
+
 
 def factors_of(data): return BALLS if isinstance(data, SportBalls) and data.balls == 1 else STATISTICS
 
@@ -78,15 +93,27 @@ def real_factors(real, target, count=1000, batch=1000):
 COMPARED = 5000      # at most so many images in precision and recall, which compare each with each
 
 def distances(features, reference, name):
-    "Fréchet distances, precision and recall of features (N, D); the real images in precision and recall are as many held-out ones of the target class."
-    precision, recall = precision_recall(reference.held_out["target"][:min(len(features), COMPARED)], features[:COMPARED])
-    return {f"FID ({name}), {k}": reference.fid[k](features) if len(features) > 1 else np.nan for k in ("target", "all")} | {f"precision ({name})": precision, f"recall ({name})": recall}
+    """Fréchet distances, precision and recall of features (N, D); the real images in precision and recall are as many
+    held-out ones of the target class."""
+    precision, recall = precision_recall(
+        reference.held_out["target"][: min(len(features), COMPARED)], features[:COMPARED]
+    )
+    return {
+        f"FID ({name}), {k}": reference.fid[k](features) if len(features) > 1 else np.nan for k in ("target", "all")
+    } | {f"precision ({name})": precision, f"recall ({name})": recall}
+
 
 def factor_scores(samples, real, target):
-    "Wasserstein-1 distances of what is measured in uint8 samples (N, 3, H, W) to the same in the data's target class; of balls, also the share of samples with exactly one."
+    """Wasserstein-1 distances of what is measured in uint8 samples (N, 3, H, W) to the same in the data's target class;
+    of balls, also the share of samples with exactly one."""
     factors, data = factors_of(real.open()), real_factors(real, target)
     found = factors.measure(samples)
-    apart = {f"{k} off ({factors.names[k].split('(')[1]}": wasserstein_distance(seen, data[k].dropna()) if len(seen := found[k].dropna()) else np.nan for k in factors.names}
+    apart = {
+        f"{k} off ({factors.names[k].split('(')[1]}": wasserstein_distance(seen, data[k].dropna())
+        if len(seen := found[k].dropna())
+        else np.nan
+        for k in factors.names
+    }
     return ({"one ball": found["one_ball"].mean()} if "one_ball" in found else {}) | apart
 
 def score(run, real):
@@ -94,18 +121,32 @@ def score(run, real):
     spec, target = run.spec, run.spec.target
     row = {"energy": run.energy.mean().item(), "scale": spec.scale}
     for name, p in (("judge", run.judge), ("guide", run.guide)):
-        row |= {f"accuracy ({name})": (p.argmax(1) == target).double().mean().item(), f"probability ({name})": p[:, target].mean().item(), f"probability std ({name})": p[:, target].std().item()}
-    for name, reference in references(real, target).items(): row |= distances(reference.extract(uint8_to_images(run.samples)), reference, name)
+        row |= {
+            f"accuracy ({name})": (p.argmax(1) == target).double().mean().item(),
+            f"probability ({name})": p[:, target].mean().item(),
+            f"probability std ({name})": p[:, target].std().item(),
+        }
+    for name, reference in references(real, target).items():
+        row |= distances(reference.extract(uint8_to_images(run.samples)), reference, name)
     row |= factor_scores(run.samples, real, target)
-    return row | {k: run.trace[t].nanmean().item() for k, t in (("cosine", "cosine"), ("cosine, raw gradient", "cosine_raw"), ("cosine, shuffled in time", "cosine_null"))}
+    return row | {
+        k: run.trace[t].nanmean().item()
+        for k, t in (
+            ("cosine", "cosine"),
+            ("cosine, raw gradient", "cosine_raw"),
+            ("cosine, shuffled in time", "cosine_null"),
+        )
+    }
 
 # %% ../../nbs/4_runs/07_scores.ipynb #ceac6c90
 def real_floor(real, target, count, draws=4):
-    "The row of `count` held-out images of the target class (FID to all: of all classes), a mean over at most `draws` disjoint draws."
+    """The row of `count` held-out images of the target class (FID to all: of all classes), a mean over at most `draws`
+    disjoint draws."""
     rows = []
     for name, reference in references(real, target).items():
         held, n = reference.held_out, len(reference.held_out["target"])
-        for k in range(max(min(draws, n // count - 1), 1)):                     # the first `count` serve precision and recall
+        # the first `count` serve precision and recall
+        for k in range(max(min(draws, n // count - 1), 1)):
             rolled = {kind: f.roll(-(k + 1) * count, 0)[:count] for kind, f in held.items()}
             row = distances(rolled["target"], reference, name)
             rows.append(row | {f"FID ({name}), all": reference.fid["all"](rolled["all"])})

@@ -39,13 +39,21 @@ def parse_interval(interval):
         first, last = (int(t) for t in (interval.split("-") if isinstance(interval, str) else interval))
         if first >= last >= 0: return first, last
     except (TypeError, ValueError): pass
-    raise UserError(f"the guidance interval is {interval!r}; give the first and the last guided time step, as in 300-100 (sampling runs from T to 0).")
+    raise UserError(
+        f"the guidance interval is {interval!r}; give the first and the last guided time step, as in 300-100 (sampling "
+        "runs from T to 0)."
+    )
+
 
 def parse_target(target, classes=CLASSES):
     "A class index from an index or a class name; `UserError` with the nearest name otherwise."
     listed = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)}
     if str(target) in listed: return listed[str(target)]
-    if not any(c.isalpha() for c in str(target)): raise UserError(f"target class {target} was given; the classes are {', '.join(f'{i} ({c})' for i, c in enumerate(classes))}.")
+    if not any(c.isalpha() for c in str(target)):
+        raise UserError(
+            f"target class {target} was given; the classes are "
+            f"{', '.join(f'{i} ({c})' for i, c in enumerate(classes))}."
+        )
     return listed[choose("class", str(target), classes)]
 
 # %% ../../nbs/4_runs/01_specs.ipynb #2c4120f7
@@ -54,14 +62,17 @@ SAMPLERS = {"ancestral": Ancestral(), "ddim": DDIM(), "ddim_eta1": DDIM(eta=1.0)
 STARTS = ("matched", "standard")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATES = {"float32": lambda sampler: sampler, "float16": HalfPrecision}
-ADDED = {"precision": "float32", "state": "float32", "interval": None, "repeats": 1}          # fields that are younger than some caches: they enter the key where they differ from this
+# fields that are younger than some caches: they enter the key where they differ from this
+ADDED = {"precision": "float32", "state": "float32", "interval": None, "repeats": 1}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All that determines a run. Models, and stabilizers of yours (`FILE.py:CLASS`), enter the cache key by their SHA-256. Without a judge, the guide judges itself;
-    `clip` None is the denoiser's own; `interval` (first, last) are the time steps between which there is guidance (None: all); `repeats` are visits of each step.
+    """All that determines a run. Models, and stabilizers of yours (`FILE.py:CLASS`), enter the cache key by their
+    SHA-256. Without a judge, the guide judges itself; `clip` None is the denoiser's own; `interval` (first, last)
+    are the time steps between which there is guidance (None: all); `repeats` are visits of each step.
 
-    Raises `UserError` for an unknown name (with the nearest valid one), numbers out of range, and models that do not fit together."""
+    Raises `UserError` for an unknown name (with the nearest valid one), numbers out of range, and models that do not
+    fit together."""
     denoiser: str = "laptop/ddpm"
     classifier: str = "laptop/nonrobust"
     judge: Optional[str] = "laptop/judge"
@@ -82,18 +93,26 @@ class RunSpec:
     repeats: int = 1
 
     def __post_init__(self):
-        options = dict(objective=OBJECTIVES, where=WHERE, sampler=SAMPLERS, start=STARTS, precision=PRECISIONS, state=STATES)
+        options = dict(
+            objective=OBJECTIVES, where=WHERE, sampler=SAMPLERS, start=STARTS, precision=PRECISIONS, state=STATES
+        )
         for kind, names in options.items(): choose(kind, getattr(self, kind), names)
         make_stabilizer(self.stabilizer)
         if self.interval is not None: self._set("interval", parse_interval(self.interval))
-        for name, kind in (("scale", float), ("steps", int), ("count", int), ("seed", int), ("repeats", int)): self._set(name, number(name, getattr(self, name), kind))
+        for name, kind in (("scale", float), ("steps", int), ("count", int), ("seed", int), ("repeats", int)):
+            self._set(name, number(name, getattr(self, name), kind))
         Guidance(None, self.target, scale=self.scale)
         if self.count < 1: raise UserError(f"{self.count} images were asked for; give a count of at least 1.")
-        if not 1 <= self.steps <= self.diffusion.T: raise UserError(f"{self.steps} sampling steps were asked for; choose between 1 and T = {self.diffusion.T}.")
+        if not 1 <= self.steps <= self.diffusion.T:
+            raise UserError(f"{self.steps} sampling steps were asked for; choose between 1 and T = {self.diffusion.T}.")
         self.diffusion.visits(1, self.repeats)
         self._set("judge", self.judge or self.classifier)
         self._set("target", parse_target(self.target, self._classes()))
-        if self.start == "matched" and not has_start(self.denoiser): raise UserError(f"there is no matched start beside the denoiser {self.denoiser!r}; use start=standard (N(0, I)), or put start.safetensors there.")
+        if self.start == "matched" and not has_start(self.denoiser):
+            raise UserError(
+                f"there is no matched start beside the denoiser {self.denoiser!r}; use start=standard (N(0, I)), or "
+                "put start.safetensors there."
+            )
 
     def _set(self, name, value): object.__setattr__(self, name, value)
 
@@ -101,8 +120,15 @@ class RunSpec:
         card, judge = (classifier_card(name, self.shape) for name in (self.classifier, self.judge))
         names, judged, logits = class_names(card), class_names(judge), card["config"]["classes"]
         if len(names) != len(judged) or (card.get("classes") and judge.get("classes") and names != judged):
-            raise UserError(f"the judge {self.judge!r} knows the classes {judged}, the classifier {names}; give a judge for the same classes.")
-        if (self.objective == "binary") != (logits == 1): raise UserError(f"objective {self.objective!r} does not fit a classifier with {logits} logits; binary needs one logit, the others several.")
+            raise UserError(
+                f"the judge {self.judge!r} knows the classes {judged}, the classifier {names}; give a judge for the "
+                "same classes."
+            )
+        if (self.objective == "binary") != (logits == 1):
+            raise UserError(
+                f"objective {self.objective!r} does not fit a classifier with {logits} logits; binary needs one logit, "
+                "the others several."
+            )
         return names
 
     @property
@@ -136,8 +162,14 @@ class RunSpec:
     @cached_property
     def cards(self):
         "The cards of all weights that the run uses."
-        cards = {"denoiser": self.card, "classifier": classifier_card(self.classifier, self.shape), "judge": classifier_card(self.judge, self.shape)}
-        return cards | ({"start": read_card(start_name(self.denoiser), "GaussianStart")} if self.start == "matched" else {})
+        cards = {
+            "denoiser": self.card,
+            "classifier": classifier_card(self.classifier, self.shape),
+            "judge": classifier_card(self.judge, self.shape),
+        }
+        return cards | (
+            {"start": read_card(start_name(self.denoiser), "GaussianStart")} if self.start == "matched" else {}
+        )
 
     @property
     def digests(self): return {k: card["sha256"] for k, card in self.cards.items()}
@@ -147,6 +179,8 @@ class RunSpec:
         "Digest of the setting, but for the count: more images of the same setting extend the run."
         models = {k: [card["sha256"], card["config"], card.get("diffusion")] for k, card in self.cards.items()}
         own = stabilizer_digest(self.stabilizer)
-        fields = asdict(self) | models | {"clip": self.diffusion.clip, "format": 2} | ({"stabilizer": own} if own else {})
+        fields = (
+            asdict(self) | models | {"clip": self.diffusion.clip, "format": 2} | ({"stabilizer": own} if own else {})
+        )
         for name in ["count", *(k for k, old in ADDED.items() if fields[k] == old)]: del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,4 +1,6 @@
-"""The explorer in a real browser: headless Chromium opens JupyterLab, runs the notebook, and does what a person would. `make test-browser` installs what it needs."""
+"""The explorer in a real browser: headless Chromium opens JupyterLab, runs the notebook, and does what a person would.
+`make test-browser` installs what it needs."""
+
 import json
 import os
 import shutil
@@ -16,7 +18,14 @@ from gradcheck.models.ddpm import DDPM
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 ARTIFACTS = ROOT / "results" / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PATIENCE = 120_000      # ms; the test waits for things to happen, it does not say how fast
 STEPS = int(os.environ.get("EXPLORER_STEPS", 8))      # of the run that is awaited
 
@@ -30,12 +39,34 @@ def lab(tmp_path):
     settings = home / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    folders = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", IPYTHONDIR="ipython")
+    folders = dict(
+        JUPYTER_CONFIG_DIR="config",
+        JUPYTER_DATA_DIR="data",
+        JUPYTER_RUNTIME_DIR="runtime",
+        JUPYTERLAB_SETTINGS_DIR="settings",
+        JUPYTERLAB_WORKSPACES_DIR="workspaces",
+        IPYTHONDIR="ipython",
+    )
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with (tmp_path / "lab.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}", "--IdentityProvider.token=open"],
-                                  stdout=log, stderr=subprocess.STDOUT, cwd=root, env=os.environ | {k: str(home / v) for k, v in folders.items()} | {"PYTHONPATH": str(ROOT)})
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                f"--port={port}",
+                "--ServerApp.port_retries=0",
+                f"--ServerApp.root_dir={root}",
+                "--IdentityProvider.token=open",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=root,
+            env=os.environ | {k: str(home / v) for k, v in folders.items()} | {"PYTHONPATH": str(ROOT)},
+        )
         try:
             for _ in range(240):
                 try: urllib.request.urlopen(f"{url}/api/status?token=open", timeout=5).close(); break
@@ -54,7 +85,9 @@ def page():
     with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         try:
-            context = chromium.new_context(viewport=dict(width=1280, height=1420), permissions=["clipboard-read", "clipboard-write"])
+            context = chromium.new_context(
+                viewport=dict(width=1280, height=1420), permissions=["clipboard-read", "clipboard-write"]
+            )
             context.set_default_timeout(PATIENCE)
             page = context.new_page()
             yield page
@@ -75,7 +108,8 @@ def menu(page, bar, *items):
 def test_a_person_explores(lab, page, record_property):
     (address, root), seconds, complaints = lab, {}, []
     page.on("pageerror", lambda e: complaints.append(str(e)))
-    page.add_locator_handler(page.locator(".jp-Dialog"), lambda: page.locator(".jp-Dialog .jp-mod-accept").click())      # which kernel: this one
+    # which kernel: this one
+    page.add_locator_handler(page.locator(".jp-Dialog"), lambda: page.locator(".jp-Dialog .jp-mod-accept").click())
     page.goto(address)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
@@ -86,16 +120,32 @@ def test_a_person_explores(lab, page, record_property):
     ui = page.locator(".gc-explorer")
     pictures, curve, status = ui.locator(".gc-board img"), ui.locator("path.gc-curve").first, ui.locator(".gc-status")
     pictures.first.wait_for()
-    assert page.evaluate("[...document.querySelectorAll('.gc-board img')].every(i => i.complete && i.naturalWidth === 64)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.gc-board img')].every(i => i.complete && i.naturalWidth === 64)"
+    )
     seconds["run all to first picture"] = time.monotonic() - started
     noise = pictures.nth(0).get_attribute("src")
-    assert pictures.count() == 9 and pictures.nth(3).get_attribute("src") == noise and curve.count() == 0      # A and B start from the same noise
+    # A and B start from the same noise
+    assert pictures.count() == 9 and pictures.nth(3).get_attribute("src") == noise and curve.count() == 0
     page.evaluate("document.querySelector('.gc-explorer').scrollIntoView()")
     photograph(page, "first")
 
     # every control has a name that can be seen; Tab leads to Sample, Enter presses it
     labels = ui.locator(".widget-label:visible").all_inner_texts()
-    for name in ("try", "classifier", "target", "where", "stabilizer", "scale", "steps", "seed", "images", "step", "show image"): assert name in labels, name
+    for name in (
+        "try",
+        "classifier",
+        "target",
+        "where",
+        "stabilizer",
+        "scale",
+        "steps",
+        "seed",
+        "images",
+        "step",
+        "show image",
+    ):
+        assert name in labels, name
     page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status !== 'busy'")
     steps = ui.get_by_label("steps", exact=True)
     steps.fill(str(STEPS))
@@ -104,7 +154,10 @@ def test_a_person_explores(lab, page, record_property):
         if page.evaluate("document.activeElement.innerText") == "Sample": break
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.innerText") == "Sample"
-    page.evaluate("window.gap = 0; window.beat = performance.now(); setInterval(() => { const now = performance.now(); gap = Math.max(gap, now - beat); beat = now }, 50); 0")
+    page.evaluate(
+        "window.gap = 0; window.beat = performance.now(); setInterval(() => { const now = performance.now(); gap = "
+        "Math.max(gap, now - beat); beat = now }, 50); 0"
+    )
     page.keyboard.press("Enter")
 
     # pictures change and the curve grows, step by step
@@ -115,12 +168,17 @@ def test_a_person_explores(lab, page, record_property):
         page.wait_for_timeout(150)
     assert len(lengths) > 2 and len(sources) > 2 and noise not in sources, said
     seconds["longest silence of the page while sampling"] = page.evaluate("gap") / 1000
-    assert curve.get_attribute("d").count("L") == STEPS - 2                              # no cosine for the first step
-    assert page.evaluate("document.querySelector('.gc-screen').scrollWidth <= document.querySelector('.gc-screen').clientWidth + 1")
+    assert curve.get_attribute("d").count("L") == STEPS - 2  # no cosine for the first step
+    assert page.evaluate(
+        "document.querySelector('.gc-screen').scrollWidth <= document.querySelector('.gc-screen').clientWidth + 1"
+    )
 
     # scrub with the keyboard: to the noise, to the third step, to where it was
     handle, last = ui.locator(".noUi-handle").first, pictures.nth(1).get_attribute("src")
-    def shows(t): page.wait_for_function("t => document.querySelector('.gc-board').innerText.includes(`t = ${t}`)", arg=t)
+
+    def shows(t):
+        page.wait_for_function("t => document.querySelector('.gc-board').innerText.includes(`t = ${t}`)", arg=t)
+
     handle.focus()
     page.keyboard.press("Home")
     page.wait_for_function("src => document.querySelectorAll('.gc-board img')[0].src === src", arg=noise)
@@ -139,7 +197,12 @@ def test_a_person_explores(lab, page, record_property):
     ui.get_by_role("button", name="Save").click()
     page.wait_for_function("document.querySelector('.gc-status').innerText.startsWith('Saved')")
     folder = Path(status.inner_text().split(" in ")[-1])
-    assert folder.is_relative_to(root / "results" / "explorer") and {p.name for p in folder.iterdir()} == {f"step_{STEPS}.png", "film.gif", "run.safetensors", "run.json"}
+    assert folder.is_relative_to(root / "results" / "explorer") and {p.name for p in folder.iterdir()} == {
+        f"step_{STEPS}.png",
+        "film.gif",
+        "run.safetensors",
+        "run.json",
+    }
 
     # the dark theme
     menu(page, "Settings", "Theme", "JupyterLab Dark")
@@ -153,10 +216,14 @@ def test_a_person_explores(lab, page, record_property):
     steps.fill("200")
     steps.press("Tab")
     ui.get_by_role("button", name="Sample").click()
-    page.wait_for_function("document.querySelector('.gc-status').innerText.startsWith('Step') && +document.querySelector('.gc-status').innerText.split(' ')[1] > 2")
+    page.wait_for_function(
+        "document.querySelector('.gc-status').innerText.startsWith('Step') && "
+        "+document.querySelector('.gc-status').innerText.split(' ')[1] > 2"
+    )
     handle.focus()
     page.keyboard.press("Home")
-    page.wait_for_function("src => document.querySelectorAll('.gc-board img')[0].src === src", arg=noise)      # x_T again, while sampling
+    # x_T again, while sampling
+    page.wait_for_function("src => document.querySelectorAll('.gc-board img')[0].src === src", arg=noise)
     started = time.monotonic()
     ui.get_by_role("button", name="Stop").click()
     page.wait_for_function("document.querySelector('.gc-status').innerText.startsWith('Stopped')")
@@ -168,5 +235,7 @@ def test_a_person_explores(lab, page, record_property):
 
     assert complaints == []
     for name, value in seconds.items(): record_property(name, round(value, 2))
-    (ROOT / "results" / "explorer_timing.json").write_text(json.dumps({k: round(v, 2) for k, v in seconds.items()}, indent=1) + "\n")
+    (ROOT / "results" / "explorer_timing.json").write_text(
+        json.dumps({k: round(v, 2) for k, v in seconds.items()}, indent=1) + "\n"
+    )
     print(seconds)

@@ -29,9 +29,13 @@ def paint(folder, n=N):
         pixels = np.full((218, 178, 3), (10 * i % 256, 128, (255 - 10 * i) % 256), np.uint8)
         pixels[:20] = pixels[-20:] = 0                                     # cut away by the central square
         Image.fromarray(pixels).save(folder / "img_align_celeba" / name, quality=95)
-    lines = [str(n), " ".join(ATTRIBUTES)] + [f"{name} " + " ".join("1" if value(i, k) else "-1" for k in range(40)) for i, name in enumerate(names)]
+    lines = [str(n), " ".join(ATTRIBUTES)] + [
+        f"{name} " + " ".join("1" if value(i, k) else "-1" for k in range(40)) for i, name in enumerate(names)
+    ]
     (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
-    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {0 if i < 3 * n // 5 else 1 if i < 4 * n // 5 else 2}\n" for i, name in enumerate(names)))
+    (folder / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {0 if i < 3 * n // 5 else 1 if i < 4 * n // 5 else 2}\n" for i, name in enumerate(names))
+    )
     return folder
 
 
@@ -44,11 +48,20 @@ def read(root, **kwargs): return CelebA(root, **dict(cache=root.parent / "cache"
 
 def test_pictures_labels_and_official_splits(root):
     data = read(root)
-    assert (len(data), len(data.held_out), len(data.part(data.of_split("test")))) == (15, 5, 5) and data.label_names == ("not Male", "Male")
+    assert (len(data), len(data.held_out), len(data.part(data.of_split("test")))) == (
+        15,
+        5,
+        5,
+    ) and data.label_names == ("not Male", "Male")
     pictures, labels = data.batch(range(15))
-    assert pictures.shape == (15, 3, 64, 64) and pictures.dtype == torch.float32 and labels.tolist() == [int(value(i, 20)) for i in range(15)]
+    assert (
+        pictures.shape == (15, 3, 64, 64)
+        and pictures.dtype == torch.float32
+        and labels.tolist() == [int(value(i, 20)) for i in range(15)]
+    )
     expected = torch.tensor([[10 * i, 128, 255 - 10 * i] for i in range(15)]) / 127.5 - 1
-    assert (pictures.mean((2, 3)) - expected).abs().max() < 0.05 and pictures.std((2, 3)).max() < 0.05           # no black edge
+    # no black edge
+    assert (pictures.mean((2, 3)) - expected).abs().max() < 0.05 and pictures.std((2, 3)).max() < 0.05
     image, label = data.part(data.of_split("test"))[4]
     assert label == value(24, 20) and abs(image[0].mean() - (240 / 127.5 - 1)) < 0.05
     assert read(root, attribute="Attribute_3", size=32).batch([0])[0].shape == (1, 3, 32, 32)
@@ -60,7 +73,8 @@ def test_a_zip_and_windows_line_ends_are_the_same(root):
     with zipfile.ZipFile(root / "img_align_celeba.zip", "w") as z:
         for path in sorted((root / "img_align_celeba").iterdir()): z.write(path, f"img_align_celeba/{path.name}")
     shutil.rmtree(root / "img_align_celeba")
-    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"): (root / name).write_bytes((root / name).read_bytes().replace(b"\n", b"\r\n"))
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        (root / name).write_bytes((root / name).read_bytes().replace(b"\n", b"\r\n"))
     zipped = read(root, cache=root.parent / "other").batch(range(15))
     assert torch.equal(plain[0], zipped[0]) and torch.equal(plain[1], zipped[1])
 
@@ -71,14 +85,21 @@ def test_resized_once_and_resumed(root, monkeypatch):
     blocks = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
     assert len(blocks) == 3
     max(blocks).unlink()
-    (root / "img_align_celeba" / "000001.jpg").unlink()                   # belongs to a block that is done: not needed again
+    # belongs to a block that is done: not needed again
+    (root / "img_align_celeba" / "000001.jpg").unlink()
     data = read(root)
     after = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
-    assert [p for p in blocks if after[p] != blocks[p]] == [max(blocks)] and data.part(data.of_split("test")).batch([4])[0].shape == (1, 3, 64, 64)
+    assert [p for p in blocks if after[p] != blocks[p]] == [max(blocks)] and data.part(data.of_split("test")).batch(
+        [4]
+    )[0].shape == (1, 3, 64, 64)
 
 
 def damage(root, what):
-    pictures, attributes, partition = root / "img_align_celeba", root / "list_attr_celeba.txt", root / "list_eval_partition.txt"
+    pictures, attributes, partition = (
+        root / "img_align_celeba",
+        root / "list_attr_celeba.txt",
+        root / "list_eval_partition.txt",
+    )
     lines = attributes.read_text().splitlines()
     if what == "missing picture": (pictures / "000007.jpg").unlink()
     if what == "truncated picture": (pictures / "000007.jpg").write_bytes((pictures / "000007.jpg").read_bytes()[:300])
@@ -93,10 +114,22 @@ def damage(root, what):
     if what == "broken zip": shutil.rmtree(pictures); (root / "img_align_celeba.zip").write_bytes(b"PK no zip")
 
 
-@pytest.mark.parametrize("what, message", [
-    ("missing picture", "'000007.jpg' .* missing"), ("truncated picture", "'000007.jpg' is damaged"), ("wrong count", "announces '99' images but lists 25"), ("no count", "announces 'Attribute_0"),
-    ("short row", "line 6 .* 40 times"), ("empty", "no lines"), ("no attributes", "no '.*list_attr_celeba.txt'; get"), ("no partition", "no '.*list_eval_partition.txt'; get"),
-    ("partition short", "no split for"), ("no pictures", "neither .* get list_attr"), ("broken zip", "not a whole zip")])
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("missing picture", "'000007.jpg' .* missing"),
+        ("truncated picture", "'000007.jpg' is damaged"),
+        ("wrong count", "announces '99' images but lists 25"),
+        ("no count", "announces 'Attribute_0"),
+        ("short row", "line 6 .* 40 times"),
+        ("empty", "no lines"),
+        ("no attributes", "no '.*list_attr_celeba.txt'; get"),
+        ("no partition", "no '.*list_eval_partition.txt'; get"),
+        ("partition short", "no split for"),
+        ("no pictures", "neither .* get list_attr"),
+        ("broken zip", "not a whole zip"),
+    ],
+)
 def test_what_is_missing_or_damaged_is_named(root, what, message):
     damage(root, what)
     with pytest.raises(UserError, match=message): read(root)
@@ -112,23 +145,55 @@ def command(monkeypatch, capsys, *args):
 
 @pytest.mark.parametrize("what", [("ddpm",), ("classifier", "--kind", "robust")])
 def test_train_on_it(what, root, tmp_path, monkeypatch, capsys):
-    args = ("train", *what, "--dataset", "celeba", "--root", root, "--attribute", "Male", "--preset", "smoke", "--out", tmp_path / "out")
+    args = (
+        "train",
+        *what,
+        "--dataset",
+        "celeba",
+        "--root",
+        root,
+        "--attribute",
+        "Male",
+        "--preset",
+        "smoke",
+        "--out",
+        tmp_path / "out",
+    )
     code, err = command(monkeypatch, capsys, *args)
     assert code == 0, err
     name = what[-1]
     card = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-    assert card["classes"] == ["not Male", "Male"] and card["data"] == dict(attribute="Male", size=64, images=15) and card["steps"] == 4
+    assert (
+        card["classes"] == ["not Male", "Male"]
+        and card["data"] == dict(attribute="Male", size=64, images=15)
+        and card["steps"] == 4
+    )
     assert (tmp_path / "out" / "start.safetensors").is_file() == (name == "ddpm")
 
 
-@pytest.mark.parametrize("args, message", [
-    (("--dataset", "celeba", "--root", "/nowhere"), "get list_attr_celeba.txt, list_eval_partition.txt and img_align_celeba.zip"),
-    (("--dataset", "celeba", "--draws", "coupled"), "option of celeba 'draws'"), (("--attribute", "Male"), "option of sportballs 'attribute'")])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (
+            ("--dataset", "celeba", "--root", "/nowhere"),
+            "get list_attr_celeba.txt, list_eval_partition.txt and img_align_celeba.zip",
+        ),
+        (("--dataset", "celeba", "--draws", "coupled"), "option of celeba 'draws'"),
+        (("--attribute", "Male"), "option of sportballs 'attribute'"),
+    ],
+)
 def test_bad_options_are_one_sentence(args, message, tmp_path, monkeypatch, capsys):
     code, err = command(monkeypatch, capsys, "train", "ddpm", "--preset", "smoke", "--out", tmp_path / "out", *args)
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change, message", [(dict(attribute="Mal"), "Did you mean 'Male'"), (dict(attribute=40), "0 to 39"), (dict(split="validation"), "Did you mean 'valid'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(attribute="Mal"), "Did you mean 'Male'"),
+        (dict(attribute=40), "0 to 39"),
+        (dict(split="validation"), "Did you mean 'valid'"),
+    ],
+)
 def test_bad_choices(root, change, message):
     with pytest.raises(UserError, match=message): read(root, **change)

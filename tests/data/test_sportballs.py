@@ -35,7 +35,9 @@ def test_independent_factors_are_independent_and_coupled_ones_are_not():
         v = np.searchsorted(SportBalls().sizes, f[name].ravel()) if name == "size" else f[name].ravel() % 4
         return stats.chi2_contingency(np.histogram2d(f["label"].ravel(), v, bins=(4, len(set(v))))[0]).pvalue
     assert all(dependence("independent", n) > 1e-4 for n in ("x", "y", "rotation", "size"))
-    assert all(dependence("coupled", n) < 1e-100 for n in ("x", "rotation", "size")) and dependence("coupled", "y") > 1e-4
+    assert (
+        all(dependence("coupled", n) < 1e-100 for n in ("x", "rotation", "size")) and dependence("coupled", "y") > 1e-4
+    )
 
 
 def test_only_the_ball_is_painted():
@@ -53,14 +55,23 @@ def test_only_the_ball_is_painted():
 def test_a_mask_is_where_the_picture_is_not_white(balls):
     data = SportBalls(balls=balls)
     masks, images = data.masks(range(50)), data.batch(range(50))[0]
-    assert masks.dtype == torch.bool and torch.equal(masks, (images < 1).any(1)) and torch.equal(data.masks([13])[0], masks[13])
-    discs = np.pi / 4 * (data.factors(range(50))["size"] + 1) ** 2          # and half a pixel around them
-    assert np.allclose(masks.sum((1, 2)), discs[:, 0], rtol=0.15) if balls == 1 else (masks.sum((1, 2)).numpy() <= 1.15 * discs.sum(1)).all()
+    assert (
+        masks.dtype == torch.bool
+        and torch.equal(masks, (images < 1).any(1))
+        and torch.equal(data.masks([13])[0], masks[13])
+    )
+    discs = np.pi / 4 * (data.factors(range(50))["size"] + 1) ** 2  # and half a pixel around them
+    assert (
+        np.allclose(masks.sum((1, 2)), discs[:, 0], rtol=0.15)
+        if balls == 1
+        else (masks.sum((1, 2)).numpy() <= 1.15 * discs.sum(1)).all()
+    )
 
 
 def test_a_white_sprite_has_a_mask(tmp_path):
     pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[:, 32:] = 255                                                    # the right half of the square: white, and there
+    # the right half of the square: white, and there
+    pixels[:, 32:] = 255
     for name in "ab": Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     data = SportBalls(sprites=tmp_path)
     f, masks = data.factors(range(50)), data.masks(range(50))
@@ -107,7 +118,8 @@ def test_stream_is_resumable_and_parts_do_not_overlap():
 
 
 def test_user_sprites(tmp_path):
-    for name, color in (("a", (255, 0, 0, 255)), ("b", (0, 0, 255, 255))): Image.new("RGBA", (40, 40), color).save(tmp_path / f"{name}.png")
+    for name, color in (("a", (255, 0, 0, 255)), ("b", (0, 0, 255, 255))):
+        Image.new("RGBA", (40, 40), color).save(tmp_path / f"{name}.png")
     data = SportBalls(sprites=tmp_path)
     assert data.classes == ("a", "b")
     images, labels = data.batch(range(30))

@@ -10,7 +10,18 @@ from gradcheck.models.ddpm import DDPM
 from gradcheck.guidance.samplers import DDIM, Ancestral
 from gradcheck.guidance.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
 from gradcheck.models.ddpm import predict
-from gradcheck.guidance.sampling import OBJECTIVES, UNGUIDED, WHERE, Guidance, Interval, NonFiniteGradient, at_x0_hat, check_finite, guided_steps, sample
+from gradcheck.guidance.sampling import (
+    OBJECTIVES,
+    UNGUIDED,
+    WHERE,
+    Guidance,
+    Interval,
+    NonFiniteGradient,
+    at_x0_hat,
+    check_finite,
+    guided_steps,
+    sample,
+)
 from gradcheck.models.batches import MicroBatch
 from gradcheck.guidance.stabilizers import STABILIZERS, Adam, make_stabilizer
 
@@ -24,14 +35,17 @@ class Net(torch.nn.Module):
         self.prediction = prediction
         self.w = torch.nn.Parameter(torch.randn(3, 3, 3, 3, generator=generator(5)).double() * 0.2, requires_grad=False)
 
-    def forward(self, x, t): return torch.tanh(torch.nn.functional.conv2d(x, self.w, padding=1)) * (1 + t.view(-1, 1, 1, 1) / 400)
+    def forward(self, x, t):
+        return torch.tanh(torch.nn.functional.conv2d(x, self.w, padding=1)) * (1 + t.view(-1, 1, 1, 1) / 400)
 
 
 class Logits(torch.nn.Module):
     "A small smooth classifier in float64."
     def __init__(self, classes=4):
         super().__init__()
-        self.w = torch.nn.Parameter(torch.randn(classes, 3 * 36, generator=generator(6)).double() * 0.3, requires_grad=False)
+        self.w = torch.nn.Parameter(
+            torch.randn(classes, 3 * 36, generator=generator(6)).double() * 0.3, requires_grad=False
+        )
 
     def forward(self, x): return torch.tanh(x.flatten(1)) @ self.w.T
 
@@ -45,7 +59,8 @@ def images(n=2, seed=0): return torch.randn(n, 3, 6, 6, generator=generator(seed
 def test_gradient_against_finite_differences(objective, where, prediction):
     ddpm, net, classifier, t, x = DDPM(), Net(prediction), Logits(1 if objective == "binary" else 4), 120, images()
     target = torch.tensor([1, 0]) if objective == "binary" else torch.tensor([1, 3])
-    eps = ddpm.eps_from(x, t, predict(ddpm, net, x, t))                                   # held constant where the Jacobian is stopped
+    # held constant where the Jacobian is stopped
+    eps = ddpm.eps_from(x, t, predict(ddpm, net, x, t))
     def seen(x):
         if where == "x_t": return x
         if where == "x0_hat": return ddpm.clip_x0(predict(ddpm, net, x, t))
@@ -72,13 +87,15 @@ def test_clip_masks_the_gradient():
     assert torch.allclose(saturated_share(x0), (gradient == 0).flatten(1).float().mean(1))
 
 
-# --- a Gaussian world in which everything is known ------------------------------------------------------------------------
+# --- a Gaussian world in which everything is known
+# ------------------------------------------------------------------------
 WORLD, TAU2, Y = DDPM(T=400, beta_end=0.05, clip=False), 0.5, 1.5
 
 
 class Exact:
     prediction = "sample"
-    def __call__(self, x, t): return WORLD.abar_at(t, x).sqrt() * x                        # E[x0 | x_t] for x0 ~ N(0, 1)
+    # E[x0 | x_t] for x0 ~ N(0, 1)
+    def __call__(self, x, t): return WORLD.abar_at(t, x).sqrt() * x
 
 
 def exact_where(ddpm, denoiser, x, t, value):
@@ -92,9 +109,13 @@ def test_guided_sampling_of_a_gaussian(sampler, steps):
     n = 20_000
     g = generator(3)
     x_T = randn((n, 1, 1, 1), g).double()
-    for step in guided_steps(WORLD, Exact(), Guidance(None, 0, where=exact_where), x_T, g, steps, sampler, micro_batch=n): pass
+    for step in guided_steps(
+        WORLD, Exact(), Guidance(None, 0, where=exact_where), x_T, g, steps, sampler, micro_batch=n
+    ):
+        pass
     x, mean, var = step.x_prev.flatten(), Y / (1 + TAU2), TAU2 / (1 + TAU2)
-    bias = 0.02                                                                           # of 400 discrete steps: exact moments in the test below
+    # of 400 discrete steps: exact moments in the test below
+    bias = 0.02
     assert abs(x.mean() - mean) < 4 * (var / n) ** 0.5 + bias
     assert abs(x.var() - var) < 4 * var * (2 / n) ** 0.5 + bias
 
@@ -115,16 +136,20 @@ def test_guided_gaussian_without_monte_carlo():
             a = move(1, 0) - b
             mean, var = a * mean + b, a**2 * var + sd**2
         errors.append(max(abs(mean - Y / (1 + TAU2)), abs(var - TAU2 / (1 + TAU2))))
-    assert errors[1] < 0.02 and all(3 < a / b < 5 for a, b in zip(errors, errors[1:]))          # first order in the step size
+    # first order in the step size
+    assert errors[1] < 0.02 and all(3 < a / b < 5 for a, b in zip(errors, errors[1:]))
 
 
-# --- how much guidance there was ----------------------------------------------------------------------------------------------
+# --- how much guidance there was
+# ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sampler", [Ancestral(), DDIM(), DDIM(eta=1.0)], ids=str)
 def test_the_shift_is_what_guidance_adds(sampler):
     ddpm, x = DDPM(), images()
     for t, t_prev in [(399, 391), (200, 199), (1, 0), (0, -1)]:
         x0, push, noise = images(seed=3), images(seed=4), images(seed=5)
-        added = sampler.step(ddpm, x, x0, t, t_prev, noise, push) - sampler.step(ddpm, x, x0, t, t_prev, noise, 0 * push)
+        added = sampler.step(ddpm, x, x0, t, t_prev, noise, push) - sampler.step(
+            ddpm, x, x0, t, t_prev, noise, 0 * push
+        )
         assert torch.allclose(sampler.gain(ddpm, t, t_prev, x) * push, added, rtol=1e-8, atol=1e-11)
 
 
@@ -132,9 +157,15 @@ def test_energy_is_the_norm_of_scale_times_variance_times_guidance():
     ddpm, guidance = DDPM(), Guidance(Logits(), 1, where=at_x0_hat, stabilizer=Adam(), scale=0.3)
     rows = list(measure(guided_steps(ddpm, Net(), guidance, images(), generator(0), steps=5)))
     for (step, row), (t, t_prev) in zip(rows, ddpm.timesteps(5)):
-        assert step.t == t and torch.allclose(row["energy"], norm(0.3 * Ancestral().variance(ddpm, t, t_prev, step.x_t) * step.guidance).float())
-    assert rows[0][1]["energy"].min() > 0 and rows[-1][1]["energy"].max() == 0                 # the last step has no variance
-    assert all(row["energy"].sum() == 0 for _, row in measure(guided_steps(ddpm, Net(), UNGUIDED, images(), generator(0), steps=3)))
+        assert step.t == t and torch.allclose(
+            row["energy"], norm(0.3 * Ancestral().variance(ddpm, t, t_prev, step.x_t) * step.guidance).float()
+        )
+    # the last step has no variance
+    assert rows[0][1]["energy"].min() > 0 and rows[-1][1]["energy"].max() == 0
+    assert all(
+        row["energy"].sum() == 0
+        for _, row in measure(guided_steps(ddpm, Net(), UNGUIDED, images(), generator(0), steps=3))
+    )
 
 
 def test_shuffled_gradients():
@@ -147,12 +178,15 @@ def test_shuffled_gradients():
     random = [torch.randn(4, 3, 4, 4, generator=generator(k)) for k in range(20)]
     whole = cosine_in_random_order(random, make_stabilizer("adam"), 7, range(4))
     alone = cosine_in_random_order([r[2:3] for r in random], make_stabilizer("adam"), 7, range(2, 3))
-    assert torch.allclose(whole[1:, 2], alone[1:, 0], atol=1e-6)                               # an image's order is its own
+    # an image's order is its own
+    assert torch.allclose(whole[1:, 2], alone[1:, 0], atol=1e-6)
     assert not torch.allclose(whole[1:], cosine_in_random_order(random, make_stabilizer("adam"), 8, range(4))[1:])
 
 
-# --- stabilizers ------------------------------------------------------------------------------------------------------------
-def gradients(n=30, seed=1): return [torch.randn(2, 3, 4, 4, generator=generator(seed + k)).double() * 0.1 for k in range(n)]
+# --- stabilizers
+# ------------------------------------------------------------------------------------------------------------
+def gradients(n=30, seed=1):
+    return [torch.randn(2, 3, 4, 4, generator=generator(seed + k)).double() * 0.1 for k in range(n)]
 
 
 def test_adam_is_torchs_adam():
@@ -160,7 +194,8 @@ def test_adam_is_torchs_adam():
     optimizer, adam = torch.optim.Adam([parameter], lr=1.0, eps=1e-8), make_stabilizer("adam_corrected")
     for g in gradients():
         before = parameter.detach().clone()
-        parameter.grad = -g                                                               # torch descends, guidance climbs
+        # torch descends, guidance climbs
+        parameter.grad = -g
         optimizer.step()
         assert torch.allclose(adam(g), parameter.detach() - before, rtol=1e-9, atol=1e-12)
 
@@ -218,10 +253,13 @@ def test_recurrence_goes_back_to_the_noise_of_its_step():
     x_t = ddpm.renoise(x_prev, 99, 200, randn(x0.shape, generator(2)).double())
     abar = ddpm.abar[200]
     assert abs(x_t.mean() - 0.5 * abar.sqrt()) < 0.05 and abs(x_t.var() - (1 - abar)) < 0.05
-    assert ddpm.visits(2, 2) == [(399, 199, True), (399, 199, False), (199, -1, True), (199, -1, False)] and [v[:2] for v in ddpm.visits(7)] == ddpm.timesteps(7)
+    assert ddpm.visits(2, 2) == [(399, 199, True), (399, 199, False), (199, -1, True), (199, -1, False)] and [
+        v[:2] for v in ddpm.visits(7)
+    ] == ddpm.timesteps(7)
 
 
-# --- the loop ---------------------------------------------------------------------------------------------------------------
+# --- the loop
+# ---------------------------------------------------------------------------------------------------------------
 def run(n=4, steps=20, micro_batch=64, generators=None, guidance=None, x_T=None):
     generators = generators or image_generators(0, range(n))
     guidance = guidance or Guidance(Logits(), 2, where=WHERE["x0_hat"], stabilizer=Adam(), scale=0.3)
@@ -230,7 +268,11 @@ def run(n=4, steps=20, micro_batch=64, generators=None, guidance=None, x_T=None)
 
 
 def test_an_image_does_not_depend_on_its_neighbours_or_the_micro_batch():
-    whole, split, alone = run()[-1].x_prev, run(micro_batch=3)[-1].x_prev, run(generators=image_generators(0, [2]))[-1].x_prev
+    whole, split, alone = (
+        run()[-1].x_prev,
+        run(micro_batch=3)[-1].x_prev,
+        run(generators=image_generators(0, [2]))[-1].x_prev,
+    )
     assert torch.allclose(whole, split, atol=1e-9) and torch.allclose(whole[2:3], alone, atol=1e-9)
 
 
@@ -270,7 +312,9 @@ def test_finite_gradients_whose_sum_is_not_pass():
 
 def test_non_finite_gradient_names_step_image_and_setting():
     class Broken(Logits):
-        def forward(self, x): return super().forward(x) * torch.where(torch.arange(len(x)) % 2 == 1, math.nan, 1.0)[:, None]
+        def forward(self, x):
+            return super().forward(x) * torch.where(torch.arange(len(x)) % 2 == 1, math.nan, 1.0)[:, None]
+
     with pytest.raises(NonFiniteGradient, match=r"time step 399 for image 1 .*Adam, scale 0.3"):
         run(n=2, guidance=Guidance(Broken(), 2, stabilizer=Adam(), scale=0.3))
 
@@ -280,7 +324,8 @@ def test_bad_scale(scale):
     with pytest.raises(UserError, match="finite number >= 0"): Guidance(Logits(), 0, scale=scale)
 
 
-# --- measures ---------------------------------------------------------------------------------------------------------------
+# --- measures
+# ---------------------------------------------------------------------------------------------------------------
 def test_cosine_closed_forms():
     a = torch.randn(500, 3, 8, 8, generator=generator(0))
     assert torch.allclose(cosine(a, 2 * a), torch.ones(500)) and torch.allclose(cosine(a, -a), -torch.ones(500))
@@ -294,7 +339,9 @@ def test_measure_leaves_out_the_first_step_and_passes_steps_through():
     pairs = list(measure(iter(steps)))
     assert [s for s, _ in pairs] == steps
     trace = collect([row for _, row in pairs])
-    assert trace["cosine"].shape == (20, 4) and trace["cosine"][0].isnan().all() and trace["cosine"][1:].isfinite().all()
+    assert (
+        trace["cosine"].shape == (20, 4) and trace["cosine"][0].isnan().all() and trace["cosine"][1:].isfinite().all()
+    )
     assert torch.allclose(trace["cosine"][5], cosine(steps[5].guidance, steps[4].guidance))
     assert torch.allclose(trace["norm_raw"][3].double(), steps[3].gradient.flatten(1).norm(dim=1), rtol=1e-6)
 

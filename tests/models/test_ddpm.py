@@ -9,7 +9,9 @@ from gradcheck.guidance.samplers import DDIM, Ancestral
 from gradcheck.data.sportballs import SportBalls
 
 diffusers = pytest.importorskip("diffusers")
-SCHEDULE = dict(num_train_timesteps=400, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
+SCHEDULE = dict(
+    num_train_timesteps=400, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing"
+)
 SHAPE = (3, 3, 16, 16)
 
 
@@ -43,8 +45,13 @@ def start(steps):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_ancestral_trajectory(steps, clip, prediction, monkeypatch):
     x_T, noises = start(steps)
-    scheduler = diffusers.DDPMScheduler(**SCHEDULE, clip_sample=clip, prediction_type=prediction, variance_type="fixed_small")
-    a, b = ours(DDPM(clip=clip), Ancestral(), prediction, steps, x_T, noises), theirs(scheduler, steps, x_T, noises, monkeypatch)
+    scheduler = diffusers.DDPMScheduler(
+        **SCHEDULE, clip_sample=clip, prediction_type=prediction, variance_type="fixed_small"
+    )
+    a, b = (
+        ours(DDPM(clip=clip), Ancestral(), prediction, steps, x_T, noises),
+        theirs(scheduler, steps, x_T, noises, monkeypatch),
+    )
     assert (a - b).abs().max() <= 1e-4 * max(1, b.abs().max())
 
 
@@ -82,14 +89,17 @@ def test_matched_start_has_the_moments_that_training_has():
     x_T = start(ddpm, generator(0), count=3000)
     trained = ddpm.q_sample(SportBalls().batch(range(2000, 5000))[0], 399, randn((3000, 3, 64, 64), generator(1)))
     assert (x_T.mean() - trained.mean()).abs() < 0.002
-    brightness = lambda x: x[:, :, 8:40, 8:40].mean((1, 2, 3))                            # where a ball lies, it is darker
+    # where a ball lies, it is darker
+    brightness = lambda x: x[:, :, 8:40, 8:40].mean((1, 2, 3))
     assert abs(brightness(x_T).std() / brightness(trained).std() - 1) < 0.1
     assert brightness(randn((3000, 3, 64, 64), generator(2))).std() < 0.8 * brightness(trained).std()
 
 
 def test_the_last_step_is_unguided():
     ddpm, x, x0 = DDPM(), randn(SHAPE, generator(0)), randn(SHAPE, generator(1))
-    assert torch.equal(Ancestral().step(ddpm, x, x0, 0, -1, 0.0, push=1e6), Ancestral().step(ddpm, x, x0, 0, -1, 0.0, push=0.0))
+    assert torch.equal(
+        Ancestral().step(ddpm, x, x0, 0, -1, 0.0, push=1e6), Ancestral().step(ddpm, x, x0, 0, -1, 0.0, push=0.0)
+    )
 
 
 def test_one_stream_per_image():

@@ -1,4 +1,6 @@
-"""Other people's models: pipelines made by diffusers itself, checkpoints as the authors write them, functions. Oracle: diffusers' own DDPMPipeline."""
+"""Other people's models: pipelines made by diffusers itself, checkpoints as the authors write them, functions. Oracle:
+diffusers' own DDPMPipeline."""
+
 import json
 import shutil
 
@@ -20,13 +22,24 @@ from gradcheck.runs.specs import RunSpec
 from gradcheck.core import seeded
 
 diffusers = pytest.importorskip("diffusers")
-NET = dict(sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-           up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=4, attention_head_dim=4)
+NET = dict(
+    sample_size=16,
+    in_channels=3,
+    out_channels=3,
+    layers_per_block=1,
+    block_out_channels=(8, 16),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    norm_num_groups=4,
+    attention_head_dim=4,
+)
 
 
 def make_pipeline(folder, schedule="linear", prediction="epsilon", T=50, **scheduler):
     with seeded(1): unet = diffusers.UNet2DModel(**NET)
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=T, beta_schedule=schedule, prediction_type=prediction, **scheduler)
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=T, beta_schedule=schedule, prediction_type=prediction, **scheduler
+    )
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder, safe_serialization=True)
     return folder
 
@@ -40,21 +53,34 @@ def theirs(pipeline, draws, monkeypatch):
     for module in ("diffusers.pipelines.ddpm.pipeline_ddpm", "diffusers.schedulers.scheduling_ddpm"):
         monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: next(stream))
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=len(draws[0]), num_inference_steps=pipeline.scheduler.config.num_train_timesteps, output_type="np").images
+    images = pipeline(
+        batch_size=len(draws[0]), num_inference_steps=pipeline.scheduler.config.num_train_timesteps, output_type="np"
+    ).images
     return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
 def ours(denoiser, ddpm, draws, monkeypatch):
     "Our sampler under the same noise, clamped as the pipeline's images are."
     stream = iter(draws[1:])
-    monkeypatch.setattr("gradcheck.guidance.sampling.randn", lambda *args, **kwargs: next(stream, torch.zeros_like(draws[0])))
+    monkeypatch.setattr(
+        "gradcheck.guidance.sampling.randn", lambda *args, **kwargs: next(stream, torch.zeros_like(draws[0]))
+    )
     for step in guided_steps(ddpm, denoiser, UNGUIDED, draws[0], None, sampler=Ancestral()): pass
     return step.x_prev.clamp(-1, 1)
 
 
-@pytest.mark.parametrize("schedule, prediction, more", [
-    ("linear", "epsilon", {}), ("scaled_linear", "epsilon", {}), ("squaredcos_cap_v2", "epsilon", {}), ("linear", "sample", {}), ("linear", "v_prediction", {}),
-    ("squaredcos_cap_v2", "v_prediction", dict(clip_sample=False)), ("linear", "epsilon", dict(variance_type="fixed_large"))])
+@pytest.mark.parametrize(
+    "schedule, prediction, more",
+    [
+        ("linear", "epsilon", {}),
+        ("scaled_linear", "epsilon", {}),
+        ("squaredcos_cap_v2", "epsilon", {}),
+        ("linear", "sample", {}),
+        ("linear", "v_prediction", {}),
+        ("squaredcos_cap_v2", "v_prediction", dict(clip_sample=False)),
+        ("linear", "epsilon", dict(variance_type="fixed_large")),
+    ],
+)
 def test_whole_trajectories_are_those_of_ddpmpipeline(schedule, prediction, more, tmp_path, monkeypatch):
     folder = make_pipeline(tmp_path / "pipeline", schedule, prediction, **more)
     draws, card = noises((4, 3, 16, 16), 50), pipeline_card(folder)
@@ -80,14 +106,38 @@ def test_ours_is_loaded_by_diffusers(tmp_path, monkeypatch):
 def test_a_pipeline_is_a_denoiser_for_runs(tmp_path):
     folder = make_pipeline(tmp_path / "pipeline")
     (tmp_path / "mine.py").write_text(CLASSIFIER)
-    spec = RunSpec(denoiser=str(folder), classifier=f"{tmp_path}/mine.py:make", judge=None, steps=6, count=2, start="standard", where="x0_hat")
+    spec = RunSpec(
+        denoiser=str(folder),
+        classifier=f"{tmp_path}/mine.py:make",
+        judge=None,
+        steps=6,
+        count=2,
+        start="standard",
+        where="x0_hat",
+    )
     result = run(spec, 2)
-    assert spec.shape == (3, 16, 16) and spec.diffusion.T == 50 and spec.classes == ["0", "1", "2"] and spec.judge == spec.classifier
+    assert (
+        spec.shape == (3, 16, 16)
+        and spec.diffusion.T == 50
+        and spec.classes == ["0", "1", "2"]
+        and spec.judge == spec.classifier
+    )
     assert result.samples.shape == (2, 3, 16, 16) and result.guide.shape == (2, 3) and result.trace["norm"].min() > 0
     key = spec.key
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"beta_end": 0.03}))
-    assert RunSpec(denoiser=str(folder), classifier=f"{tmp_path}/mine.py:make", judge=None, steps=6, count=2, start="standard", where="x0_hat").key != key
+    assert (
+        RunSpec(
+            denoiser=str(folder),
+            classifier=f"{tmp_path}/mine.py:make",
+            judge=None,
+            steps=6,
+            count=2,
+            start="standard",
+            where="x0_hat",
+        ).key
+        != key
+    )
 
 
 CLASSIFIER = """
@@ -114,7 +164,9 @@ def test_the_authors_checkpoints(prefix, tmp_path):
     spec = RunSpec(classifier=str(path), judge=None, objective="binary", target=1, steps=2, count=2)
     result = run(spec, 2)
     assert spec.classes == ["no", "yes"] and torch.allclose(result.guide.sum(1), torch.ones(2))
-    assert torch.allclose(result.guide, class_probabilities(open_classifier(str(path))(result.samples.float() / 127.5 - 1)), atol=1e-5)
+    assert torch.allclose(
+        result.guide, class_probabilities(open_classifier(str(path))(result.samples.float() / 127.5 - 1)), atol=1e-5
+    )
 
 
 def damaged(folder, what):
@@ -128,33 +180,89 @@ def damaged(folder, what):
     if what == "other widths": (unet / "config.json").write_text(json.dumps(config | {"block_out_channels": [8, 24]}))
     if what == "conditional": (unet / "config.json").write_text(json.dumps(config | {"num_class_embeds": 10}))
     if what == "text": (unet / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
-    if what == "scheduler": (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler | {"_class_name": "PNDMScheduler"}))
+    if what == "scheduler":
+        (folder / "scheduler" / "scheduler_config.json").write_text(
+            json.dumps(scheduler | {"_class_name": "PNDMScheduler"})
+        )
     if what == "no scheduler": shutil.rmtree(folder / "scheduler")
-    if what == "thresholding": (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler | {"thresholding": True}))
-    if what == "sigmoid": (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler | {"beta_schedule": "sigmoid"}))
+    if what == "thresholding":
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler | {"thresholding": True}))
+    if what == "sigmoid":
+        (folder / "scheduler" / "scheduler_config.json").write_text(
+            json.dumps(scheduler | {"beta_schedule": "sigmoid"})
+        )
 
 
-@pytest.mark.parametrize("what, message", [
-    ("no unet", "no folder unet/"), ("pickle", "pickled weights only .* can run code"), ("no weights", "no diffusion_pytorch_model.safetensors"), ("truncated", "cannot be read"),
-    ("other widths", "cannot be read|do not fit"), ("conditional", "unconditional"), ("text", "UNet2DConditionModel.*choose one of UNet2DModel"), ("scheduler", "PNDMScheduler.*choose one of DDPMScheduler, DDIMScheduler"),
-    ("no scheduler", "scheduler_config.json"), ("thresholding", "dynamic thresholding"), ("sigmoid", "beta schedule 'sigmoid'")])
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("no unet", "no folder unet/"),
+        ("pickle", "pickled weights only .* can run code"),
+        ("no weights", "no diffusion_pytorch_model.safetensors"),
+        ("truncated", "cannot be read"),
+        ("other widths", "cannot be read|do not fit"),
+        ("conditional", "unconditional"),
+        ("text", "UNet2DConditionModel.*choose one of UNet2DModel"),
+        ("scheduler", "PNDMScheduler.*choose one of DDPMScheduler, DDIMScheduler"),
+        ("no scheduler", "scheduler_config.json"),
+        ("thresholding", "dynamic thresholding"),
+        ("sigmoid", "beta schedule 'sigmoid'"),
+    ],
+)
 def test_pipelines_that_cannot_be_used_are_refused_with_the_reason(what, message, tmp_path):
     folder = make_pipeline(tmp_path / "pipeline")
     damaged(folder, what)
     with pytest.raises(UserError, match=message): load_pipeline(folder)
 
 
-@pytest.mark.parametrize("what, message", [("no unet", "has no folder unet/"), ("pickle", "which can run code"), ("scheduler", "unknown scheduler 'PNDMScheduler'"), (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)")])
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("no unet", "has no folder unet/"),
+        ("pickle", "which can run code"),
+        ("scheduler", "unknown scheduler 'PNDMScheduler'"),
+        (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)"),
+    ],
+)
 def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, cli, own_cache):
     folder = make_pipeline(tmp_path / "pipeline")
     damaged(folder, what)
     (tmp_path / "mine.py").write_text(CLASSIFIER)
-    code, _, err = cli("sample", "--denoiser", folder, "--classifier", f"{tmp_path}/mine.py:make", "--target", "0" if what else "3", "--steps", "2", "--count", "1", "--out", tmp_path / "out")
-    assert code == 2 and message in err and err.startswith("gradcheck: ") and err.count("\n") == 1 and not list(own_cache.rglob("*.safetensors"))
+    code, _, err = cli(
+        "sample",
+        "--denoiser",
+        folder,
+        "--classifier",
+        f"{tmp_path}/mine.py:make",
+        "--target",
+        "0" if what else "3",
+        "--steps",
+        "2",
+        "--count",
+        "1",
+        "--out",
+        tmp_path / "out",
+    )
+    assert (
+        code == 2
+        and message in err
+        and err.startswith("gradcheck: ")
+        and err.count("\n") == 1
+        and not list(own_cache.rglob("*.safetensors"))
+    )
 
 
-@pytest.mark.parametrize("name, message", [
-    ("mine.py:nothing", "cannot be imported"), ("nowhere:make", "cannot be imported"), ("mine.py:text", "is a str"), ("mine.py:broken", "on purpose"), ("mine.py:lazy", "lazy layers"), ("mine.py:fixed_size", r"images of shape \(3, 64, 64\)")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("mine.py:nothing", "cannot be imported"),
+        ("nowhere:make", "cannot be imported"),
+        ("mine.py:text", "is a str"),
+        ("mine.py:broken", "on purpose"),
+        ("mine.py:lazy", "lazy layers"),
+        ("mine.py:fixed_size", r"images of shape \(3, 64, 64\)"),
+    ],
+)
 def test_functions_that_are_no_classifier(name, message, tmp_path):
     (tmp_path / "mine.py").write_text(CLASSIFIER)
     name = f"{tmp_path}/{name}" if name.startswith("mine") else name
@@ -165,20 +273,32 @@ def test_models_that_do_not_fit_together(tmp_path):
     folder = str(make_pipeline(tmp_path / "pipeline"))
     (tmp_path / "mine.py").write_text(CLASSIFIER)
     mine = f"{tmp_path}/mine.py:make"
-    for change, message in ((dict(classifier="laptop/robust"), r"takes images of shape \(3, 64, 64\)"), (dict(target=3), "target class 3"), (dict(classifier=f"{tmp_path}/mine.py:binary"), "binary needs one logit"),
-                            (dict(judge=f"{tmp_path}/mine.py:binary"), "give a judge"), (dict(start="matched"), "no matched start"), (dict(steps=51), "T = 50")):
-        with pytest.raises(UserError, match=message): RunSpec(**dict(denoiser=folder, classifier=mine, judge=None, start="standard", steps=5) | change)
+    for change, message in (
+        (dict(classifier="laptop/robust"), r"takes images of shape \(3, 64, 64\)"),
+        (dict(target=3), "target class 3"),
+        (dict(classifier=f"{tmp_path}/mine.py:binary"), "binary needs one logit"),
+        (dict(judge=f"{tmp_path}/mine.py:binary"), "give a judge"),
+        (dict(start="matched"), "no matched start"),
+        (dict(steps=51), "T = 50"),
+    ):
+        with pytest.raises(UserError, match=message):
+            RunSpec(**dict(denoiser=folder, classifier=mine, judge=None, start="standard", steps=5) | change)
     (tmp_path / "odd.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="not a readable"): RunSpec(classifier=str(tmp_path / "odd.safetensors"))
     save_file({"features.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="not a MobileNetV3-small"): RunSpec(classifier=str(tmp_path / "other.safetensors"))
+    with pytest.raises(UserError, match="not a MobileNetV3-small"):
+        RunSpec(classifier=str(tmp_path / "other.safetensors"))
 
 
 def test_weights_in_shards(tmp_path):
     unet = load_denoiser("laptop/ddpm")
-    card = save_weights(unet, tmp_path / "ddpm.safetensors", {"diffusion": {"T": 400}}, torch.float32, largest=4_000_000)
+    card = save_weights(
+        unet, tmp_path / "ddpm.safetensors", {"diffusion": {"T": 400}}, torch.float32, largest=4_000_000
+    )
     files = sorted(tmp_path.glob("*.safetensors"))
-    assert [f.name for f in files] == card["files"] and len(files) > 3 and max(f.stat().st_size for f in files) < 4_100_000
+    assert (
+        [f.name for f in files] == card["files"] and len(files) > 3 and max(f.stat().st_size for f in files) < 4_100_000
+    )
     again = load_denoiser(str(tmp_path / "ddpm.safetensors"))
     assert all(torch.equal(a, b) for a, b in zip(unet.state_dict().values(), again.state_dict().values()))
     files[1].unlink()

@@ -1,4 +1,6 @@
-"""Oracles: diffusers' UNet2DModel, and torchvision's key list (written down from torchvision 0.29; it does not load beside a CPU torch)."""
+"""Oracles: diffusers' UNet2DModel, and torchvision's key list (written down from torchvision 0.29; it does not load
+beside a CPU torch)."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +21,17 @@ def twin(c):
     "diffusers' network with our configuration (patch 1)."
     down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in c.attention)
     up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c.attention))
-    return diffusers.UNet2DModel(sample_size=c.size, in_channels=c.channels, out_channels=c.channels, layers_per_block=c.layers, block_out_channels=c.widths,
-                                 down_block_types=down, up_block_types=up, norm_num_groups=c.groups, attention_head_dim=c.head_dim)
+    return diffusers.UNet2DModel(
+        sample_size=c.size,
+        in_channels=c.channels,
+        out_channels=c.channels,
+        layers_per_block=c.layers,
+        block_out_channels=c.widths,
+        down_block_types=down,
+        up_block_types=up,
+        norm_num_groups=c.groups,
+        attention_head_dim=c.head_dim,
+    )
 
 
 @pytest.mark.parametrize("config", [
@@ -54,18 +65,27 @@ def test_mobilenet_has_torchvisions_names_shapes_and_count():
     with seeded(0): net = MobileNetV3Small(classes=4)
     assert {k: list(v.shape) for k, v in net.state_dict().items()} == listed
     assert sum(p.numel() for p in net.parameters()) == 1_521_956
-    with seeded(0): assert sum(p.numel() for p in MobileNetV3Small(classes=1000).parameters()) == 2_542_856      # as torchvision publishes
+    # as torchvision publishes
+    with seeded(0): assert sum(p.numel() for p in MobileNetV3Small(classes=1000).parameters()) == 2_542_856
 
 
 def test_noise_levels():
     levels = {kind: noise_levels(kind, 4000, 400, generator()) for kind in KINDS}
     assert (levels["nonrobust"] == -1).all()
-    assert levels["robust"].min() == 0 and levels["robust"].max() == 399 and abs(levels["robust"].float().mean() - 199.5) < 10
+    assert (
+        levels["robust"].min() == 0
+        and levels["robust"].max() == 399
+        and abs(levels["robust"].float().mean() - 199.5) < 10
+    )
     assert levels["judge"].max() < 40 and abs((levels["judge"] == -1).float().mean() - 0.5) < 0.05
 
 
 def test_bad_input():
-    with seeded(0): net, classifier = UNet(UNetConfig(size=16, widths=(8,), attention=(False,), layers=1, groups=4)), MobileNetV3Small(size=64)
+    with seeded(0):
+        net, classifier = (
+            UNet(UNetConfig(size=16, widths=(8,), attention=(False,), layers=1, groups=4)),
+            MobileNetV3Small(size=64),
+        )
     with pytest.raises(UserError, match=r"takes \(3, 16, 16\)"): net(torch.zeros(1, 1, 16, 16), torch.tensor([0]))
     with pytest.raises(UserError, match=r"takes \(3, 64, 64\)"): classifier(torch.zeros(1, 3, 32, 32))
     with pytest.raises(UserError, match="'epsilon'"): UNet(UNetConfig(prediction="epsilonn"))

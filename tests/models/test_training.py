@@ -22,7 +22,15 @@ from gradcheck.models.unet import UNet, UNetConfig
 
 def trainer(out, what="ddpm", steps=6, resume=False, data=SportBalls(), **changes):
     model, loss, recipe = training_task("smoke", what)
-    return Trainer(model, loss, data, replace(recipe, steps=steps, **changes), out, resume=resume, identity=dict(task=what) | data.identity)
+    return Trainer(
+        model,
+        loss,
+        data,
+        replace(recipe, steps=steps, **changes),
+        out,
+        resume=resume,
+        identity=dict(task=what) | data.identity,
+    )
 
 
 def weights(path): return load_file(path / "checkpoint.safetensors")
@@ -74,18 +82,28 @@ t = trainer(Path({str(tmp_path / 'killed')!r}), steps=200, resume=True); t.every
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
-# --- within so many minutes -------------------------------------------------------------------------------------------------
-def spoken(out): return {k: v for k, v in json.loads((out / "robust.json").read_text()).items() if k not in ("command", "seconds")}
+# --- within so many minutes
+# -------------------------------------------------------------------------------------------------
+def spoken(out):
+    return {k: v for k, v in json.loads((out / "robust.json").read_text()).items() if k not in ("command", "seconds")}
 
 
 def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypatch):
     train = ("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out")
-    monkeypatch.setattr("gradcheck.paper.train.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models})
+    monkeypatch.setattr(
+        "gradcheck.paper.train.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models}
+    )
     monkeypatch.setattr("gradcheck.paper.train.seconds_per_step", lambda *args: 10.0)
     assert cli(*train, tmp_path / "whole", "--minutes", "0.5")[0] == 0                        # 30 s at 10 s a step
     card = spoken(tmp_path / "whole")
-    assert (card["steps"], card["recipe"]["steps"], card["shortened_from"], card["recipe"]["warmup"]) == (3, 3, 4, 1) and load_classifier(str(tmp_path / "whole" / "robust.safetensors"))
-    assert cli(*train, tmp_path / "long", "--minutes", "60")[0] == 0                          # never longer than the recipe
+    assert (card["steps"], card["recipe"]["steps"], card["shortened_from"], card["recipe"]["warmup"]) == (
+        3,
+        3,
+        4,
+        1,
+    ) and load_classifier(str(tmp_path / "whole" / "robust.safetensors"))
+    # never longer than the recipe
+    assert cli(*train, tmp_path / "long", "--minutes", "60")[0] == 0
     assert spoken(tmp_path / "long")["steps"] == 4 and "shortened_from" not in spoken(tmp_path / "long")
 
     step, begun = Trainer.train_step, []
@@ -93,9 +111,13 @@ def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypa
         if trainer.step == 2: trainer.save(); raise KeyboardInterrupt
         return step(trainer, *batch)
     monkeypatch.setattr(Trainer, "train_step", stopped)
-    assert cli(*train, tmp_path / "parts", "--minutes", "0.5")[0] == 130 and not (tmp_path / "parts" / "robust.safetensors").exists()
+    assert (
+        cli(*train, tmp_path / "parts", "--minutes", "0.5")[0] == 130
+        and not (tmp_path / "parts" / "robust.safetensors").exists()
+    )
     monkeypatch.setattr(Trainer, "train_step", step)
-    monkeypatch.setattr("gradcheck.paper.train.seconds_per_step", lambda *args: begun.append(1))    # the time of the first call counts: nothing is measured again
+    # the time of the first call counts: nothing is measured again
+    monkeypatch.setattr("gradcheck.paper.train.seconds_per_step", lambda *args: begun.append(1))
     assert cli(*train, tmp_path / "parts", "--minutes", "0.5", "--resume")[0] == 0 and not begun
     assert spoken(tmp_path / "parts") == spoken(tmp_path / "whole")                           # its digest too
 
@@ -103,10 +125,18 @@ def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypa
 def test_minutes_as_they_are_measured(tmp_path, cli):
     assert cli("train", "ddpm", "--preset", "smoke", "--minutes", "0.0001", "--out", tmp_path)[0] == 0
     card = json.loads((tmp_path / "ddpm.json").read_text())
-    assert card["steps"] == 1 == card["recipe"]["warmup"] and card["shortened_from"] == 4 and (tmp_path / "start.safetensors").is_file()
+    assert (
+        card["steps"] == 1 == card["recipe"]["warmup"]
+        and card["shortened_from"] == 4
+        and (tmp_path / "start.safetensors").is_file()
+    )
     model, loss, recipe = training_task("smoke", "ddpm")
-    before, seconds = {k: v.clone() for k, v in model.state_dict().items()}, seconds_per_step(model, loss, SportBalls(), recipe, "cpu", steps=2)
-    assert 0 < seconds < 60 and all(torch.equal(before[k], v) for k, v in model.state_dict().items())        # measured on a copy
+    before, seconds = (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        seconds_per_step(model, loss, SportBalls(), recipe, "cpu", steps=2),
+    )
+    # measured on a copy
+    assert 0 < seconds < 60 and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_log_and_learning_rate(tmp_path):
@@ -115,12 +145,23 @@ def test_log_and_learning_rate(tmp_path):
     line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert line["step"] == 4 and line["images"] == 32 and line["loss"] > 0 and line["images_per_second"] > 0
     r = Recipe(steps=1000, lr=1.0, warmup=10)
-    assert r.lr_at(0) == pytest.approx(0.1) and r.lr_at(10) == pytest.approx(1, abs=1e-3) and r.lr_at(1000) == pytest.approx(0) and r.lr_at(500) == pytest.approx(0.5)
+    assert (
+        r.lr_at(0) == pytest.approx(0.1)
+        and r.lr_at(10) == pytest.approx(1, abs=1e-3)
+        and r.lr_at(1000) == pytest.approx(0)
+        and r.lr_at(500) == pytest.approx(0.5)
+    )
 
 
 def test_it_learns(tmp_path):
     "Forty steps on a fixed batch lower the loss by more than half."
-    with seeded(0): model = UNet(UNetConfig(size=64, patch=4, widths=(32, 32), attention=(False, False), layers=1, groups=4, prediction="sample"))
+    with seeded(0):
+        model = UNet(
+            UNetConfig(
+                size=64, patch=4, widths=(32, 32), attention=(False, False), layers=1, groups=4, prediction="sample"
+            )
+        )
+
     class OneBatch:
         def batches(self, n, seed, start):
             while True: yield SportBalls().batch(range(n))
@@ -139,7 +180,10 @@ def test_perfect_denoisers_have_zero_loss():
         def __call__(self, x_t, t):
             abar = DDPM().abar_at(t, x0)
             eps = DDPM().eps_from(x_t, t, x0)
-            return {"sample": x0, "epsilon": eps, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0}[self.prediction]
+            return {"sample": x0, "epsilon": eps, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0}[
+                self.prediction
+            ]
+
     for prediction in ("sample", "epsilon", "v_prediction"):
         assert denoising_loss(Oracle(prediction), DDPM(), x0, None, torch.Generator().manual_seed(0)) < 1e-6
 
@@ -149,14 +193,16 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="--resume"): trainer(tmp_path, steps=2)
     with pytest.raises(UserError, match="another training run .recipe was"): trainer(tmp_path, steps=3, resume=True)
     with pytest.raises(UserError, match="task was ddpm"): trainer(tmp_path, "robust", steps=2, resume=True)
-    with pytest.raises(UserError, match="draws was independent"): trainer(tmp_path, steps=2, resume=True, data=SportBalls(draws="coupled"))
+    with pytest.raises(UserError, match="draws was independent"):
+        trainer(tmp_path, steps=2, resume=True, data=SportBalls(draws="coupled"))
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"): trainer(tmp_path, steps=2, resume=True)
     with pytest.raises(UserError, match="'ddpm'"): training_task("smoke", "dpm")
 
 
-# --- final weights ----------------------------------------------------------------------------------------------------------
+# --- final weights
+# ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def saved(tmp_path):
     with seeded(3): net = MobileNetV3Small(4, 64).eval()
@@ -189,7 +235,16 @@ def test_damaged_and_foreign_weights(saved, tmp_path):
     with pytest.raises(UserError, match="laptop/ddpm"): load_classifier("laptop/dppm")
 
 
-@pytest.mark.parametrize("name, architecture", [("ddpm", "UNet"), ("robust", "MobileNetV3Small"), ("nonrobust", "MobileNetV3Small"), ("judge", "MobileNetV3Small"), ("start", "GaussianStart")])
+@pytest.mark.parametrize(
+    "name, architecture",
+    [
+        ("ddpm", "UNet"),
+        ("robust", "MobileNetV3Small"),
+        ("nonrobust", "MobileNetV3Small"),
+        ("judge", "MobileNetV3Small"),
+        ("start", "GaussianStart"),
+    ],
+)
 def test_bundled_weights_load_and_their_cards_are_complete(name, architecture):
     card = read_card(f"laptop/{name}")
     assert card["architecture"] == architecture

@@ -1,4 +1,6 @@
-"""The page in a real browser: headless Chromium, a laptop's screen and a phone's. `make test-browser` installs what it needs."""
+"""The page in a real browser: headless Chromium, a laptop's screen and a phone's. `make test-browser` installs what it
+needs."""
+
 import shutil
 from pathlib import Path
 
@@ -27,7 +29,9 @@ def browser():
 def page_file(tmp_path):
     "A page with two figures of the smoke preset, and a claim in each verdict, planted."
     reproduce(["figure_3", "figure_4"], "smoke", tmp_path, report=lambda text: None)
-    planted = decide(CLAIMS[:1] * 3, evidence(0.5, 0.4)).assign(verdict=["holds", "does not hold", "undecided"], beside="something to know with it " * 12)
+    planted = decide(CLAIMS[:1] * 3, evidence(0.5, 0.4)).assign(
+        verdict=["holds", "does not hold", "undecided"], beside="something to know with it " * 12
+    )
     write_bytes(tmp_path / "smoke" / "claims.csv", planted.to_csv(index=False).encode())
     return write_page(tmp_path / "smoke")
 
@@ -40,10 +44,15 @@ def test_the_page_stands_alone_and_fits(browser, page_file, name, width, height)
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.goto(page_file.as_uri())
     assert [r for r in requests if r != page_file.as_uri() and not r.startswith("data:")] == [] and complaints == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width                 # no sideways scrolling
-    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)") and page.locator("img").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
+    assert (
+        page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)")
+        and page.locator("img").count() == 2
+    )
     verdicts = page.locator("td.verdict")
-    assert verdicts.all_inner_texts() == ["holds", "does not hold", "undecided"] and all(verdicts.nth(i).is_visible() for i in range(3))
+    assert verdicts.all_inner_texts() == ["holds", "does not hold", "undecided"] and all(
+        verdicts.nth(i).is_visible() for i in range(3)
+    )
     for link in page.locator("a").all(): assert (page_file.parent / link.get_attribute("href")).is_file()
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"page_{name}.png", full_page=True)

@@ -1,4 +1,6 @@
-"""Every figure notebook under papermill with the smoke preset, as a user would call it, and as `gradcheck reproduce` does."""
+"""Every figure notebook under papermill with the smoke preset, as a user would call it, and as `gradcheck reproduce`
+does."""
+
 import html
 import json
 import os
@@ -33,7 +35,8 @@ def shared_cache(own_cache, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path_factory.getbasetemp().parent / "figures"))
 
 
-def parameter_cells(path): return [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+def parameter_cells(path):
+    return [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
 
 
 def test_there_is_a_notebook_per_figure():
@@ -52,17 +55,44 @@ def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_pa
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
 def test_papermill_alone(notebook, tmp_path):
-    subprocess.run([sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "-p", "preset", "smoke", "-p", "out", str(tmp_path), "--no-progress-bar"],
-                   check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(notebook),
+            str(tmp_path / "out.ipynb"),
+            "-p",
+            "preset",
+            "smoke",
+            "-p",
+            "out",
+            str(tmp_path),
+            "--no-progress-bar",
+        ],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
     folder, figure = tmp_path / "smoke", notebook.stem
     assert Image.open(folder / f"{figure}.png").size[0] > 1000
     assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     assert len(pd.read_csv(folder / f"{figure}.csv")) >= 4
     sidecar = json.loads((folder / f"{figure}.json").read_text())
-    assert sidecar["parameters"]["preset"] == "smoke" and sidecar["libraries"]["torch"] and sidecar["source"] and sidecar["seconds"] >= 0
+    assert (
+        sidecar["parameters"]["preset"] == "smoke"
+        and sidecar["libraries"]["torch"]
+        and sidecar["source"]
+        and sidecar["seconds"] >= 0
+    )
     assert bool(sidecar["runs"]) == (figure != "figure_8") and sidecar["protocol"]
     for r in sidecar["runs"].values(): assert len(r["digests"]["denoiser"]) == 64 and r["count"] == 4
-    said = "".join("".join(o.get("text", "")) for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream")
+    said = "".join(
+        "".join(o.get("text", ""))
+        for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+        for o in c.get("outputs", [])
+        if o["output_type"] == "stream"
+    )
     assert re.search(r"interval [-+]?\d|± \d", said), said                               # a number with its uncertainty
 
 
@@ -80,17 +110,26 @@ def test_reproduce_writes_a_page_without_broken_links_and_uses_its_parameters(tm
     assert "figure_3: " in out and " s)" in out
     links = Links()
     links.feed(page.read_text())
-    assert len(links.found) == 13 and links.found.pop(0) == "data:,"                       # no icon: else a browser asks for one
+    # no icon: else a browser asks for one
+    assert len(links.found) == 13 and links.found.pop(0) == "data:,"
     for link in links.found: assert link.startswith("data:image/webp;base64,") or (page.parent / link).is_file(), link
     sidecar = json.loads((page.parent / "figure_3.json").read_text())
     assert all(r["seed"] == 5 and r["steps"] == 5 for r in sidecar["runs"].values())
-    assert sources == {n: n.read_bytes() for n in NOTEBOOKS}                              # nothing was executed in place
+    # nothing was executed in place
+    assert sources == {n: n.read_bytes() for n in NOTEBOOKS}
     assert sidecar["seconds"] > 1                                                         # runs included
 
 
 def start(*args, cache):
     command = [str(Path(sys.executable).parent / "gradcheck"), "reproduce", *map(str, args), "--preset", "smoke"]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"GRADCHECK_CACHE": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"GRADCHECK_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def chunks_in(cache): return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in cache.rglob("*.safetensors")}
@@ -107,7 +146,8 @@ def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path):
     out, err = (process := start(*args, cache=cache)).communicate()
     assert process.returncode == 0, err
     after = chunks_in(cache)
-    assert len(after) == 8 and finished.items() <= after.items()                          # not one finished chunk was written again
+    # not one finished chunk was written again
+    assert len(after) == 8 and finished.items() <= after.items()
     assert (tmp_path / "out" / "smoke" / "index.html").is_file()
 
 
@@ -123,7 +163,11 @@ def test_two_reproductions_at_once(tmp_path):
         spec = RunSpec(**read_meta(path)["spec"])
         assert read_chunk(path, spec) is not None
     assert json.loads((tmp_path / "out" / "smoke" / "figure_3.ipynb").read_text())["cells"]
-    left = [p for p in (*cache.rglob("*"), *(tmp_path / "out").rglob("*")) if p.is_file() and (p.name.startswith(".") or p.suffix == ".tmp")]
+    left = [
+        p
+        for p in (*cache.rglob("*"), *(tmp_path / "out").rglob("*"))
+        if p.is_file() and (p.name.startswith(".") or p.suffix == ".tmp")
+    ]
     assert left == []
 
 
@@ -145,10 +189,19 @@ def test_the_table_in_three_formats(tmp_path):
     page = reproduce(["table_1"], "smoke", tmp_path)
     table = pd.read_csv(tmp_path / "smoke" / "table_1.csv")
     rows = (tmp_path / "smoke" / "table_1.md").read_text().splitlines()
-    assert len(table) == 10 and len(rows) == 12 and rows[2].startswith("| no guidance") and rows[-1].startswith("| floor: real images")
+    assert (
+        len(table) == 10
+        and len(rows) == 12
+        and rows[2].startswith("| no guidance")
+        and rows[-1].startswith("| floor: real images")
+    )
     tex = (tmp_path / "smoke" / "table_1.tex").read_text()
     assert tex.count(r"\\") == 11 and r"\toprule" in tex and r"\bottomrule" in tex and "\u0302" not in tex
-    assert {c for c in table if c.startswith("FID")} == {"FID (judge), target", "FID (judge), all"} and "table_1.tex" in page.read_text() and "<td>no guidance</td>" in page.read_text()
+    assert (
+        {c for c in table if c.startswith("FID")} == {"FID (judge), target", "FID (judge), all"}
+        and "table_1.tex" in page.read_text()
+        and "<td>no guidance</td>" in page.read_text()
+    )
 
 
 def test_a_notebook_without_its_parameters_cell_is_refused(tmp_path):

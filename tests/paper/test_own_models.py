@@ -1,4 +1,6 @@
-"""`gradcheck reproduce` with a denoiser, a classifier and data of one's own, by the notebooks that make the paper's figures."""
+"""`gradcheck reproduce` with a denoiser, a classifier and data of one's own, by the notebooks that make the paper's
+figures."""
+
 import json
 
 import pandas as pd
@@ -28,58 +30,148 @@ def mine(tmp_path):
     (tmp_path / "mine.py").write_text(CLASSIFIER)
     for k, name in enumerate(("blue", "green", "red")):
         (tmp_path / "pictures" / name).mkdir(parents=True)
-        for i in range(40): Image.new("RGB", (24, 20), tuple(60 + (i * 3 if c == 2 - k else 0) for c in range(3))).save(tmp_path / "pictures" / name / f"{i}.png")
+        for i in range(40):
+            Image.new("RGB", (24, 20), tuple(60 + (i * 3 if c == 2 - k else 0) for c in range(3))).save(
+                tmp_path / "pictures" / name / f"{i}.png"
+            )
     return tmp_path
 
 
 def test_figures_and_table_for_models_of_ones_own(mine, cli, monkeypatch):
-    monkeypatch.chdir(mine)                                                                # relative names, away from the project ...
+    # relative names, away from the project ...
+    monkeypatch.chdir(mine)
     root = __import__("pathlib").Path(__file__).parents[2]
-    monkeypatch.setattr("gradcheck.paper.reproduce.project_root", lambda: root)                  # ... whose notebooks are used
-    code, out, err = cli("reproduce", "--preset", "smoke", "--denoiser", "pipeline", "--classifier", "mine.py:make", "--data", "pictures", "--out", mine / "out", "--seed", 1)
+    # ... whose notebooks are used
+    monkeypatch.setattr("gradcheck.paper.reproduce.project_root", lambda: root)
+    code, out, err = cli(
+        "reproduce",
+        "--preset",
+        "smoke",
+        "--denoiser",
+        "pipeline",
+        "--classifier",
+        "mine.py:make",
+        "--data",
+        "pictures",
+        "--out",
+        mine / "out",
+        "--seed",
+        1,
+    )
     assert code == 0, err
     folder = mine / "out" / "own"
     made = [p.stem for p in folder.glob("figure_?.png")] + [p.stem for p in folder.glob("table_1.png")]
     assert sorted(made) == ["figure_1", "figure_2", "figure_3", "figure_5", "table_1"]
     table = pd.read_csv(folder / "table_1.csv")
-    assert table["variant"].tolist() == ["no guidance", *(f"classifier, {v}" for v in ("no modification", "x̂₀-prediction", "ADAM", "x̂₀-prediction + ADAM")), "floor: real images"]
-    assert "brightness off (grey levels)" in table and "one ball" not in table and table["FID (judge), target"].notna().all()
+    assert table["variant"].tolist() == [
+        "no guidance",
+        *(f"classifier, {v}" for v in ("no modification", "x̂₀-prediction", "ADAM", "x̂₀-prediction + ADAM")),
+        "floor: real images",
+    ]
+    assert (
+        "brightness off (grey levels)" in table
+        and "one ball" not in table
+        and table["FID (judge), target"].notna().all()
+    )
     sidecar = json.loads((folder / "figure_2.json").read_text())
-    assert all(r["denoiser"].endswith("pipeline") and r["judge"] == r["classifier"] and r["start"] == "standard" and r["T"] == 50 and r["scale"] > 0 for r in sidecar["runs"].values())
+    assert all(
+        r["denoiser"].endswith("pipeline")
+        and r["judge"] == r["classifier"]
+        and r["start"] == "standard"
+        and r["T"] == 50
+        and r["scale"] > 0
+        for r in sidecar["runs"].values()
+    )
     page = (folder / "index.html").read_text()
     assert "models of your own" in page and "the guide judges itself" in page
 
 
 def test_figures_and_table_on_celeba(tmp_path, cli):
-    "Painted pictures in the official layout, a denoiser for 16 x 16 with its card, a classifier with two logits: the classes are the attribute's."
+    """Painted pictures in the official layout, a denoiser for 16 x 16 with its card, a classifier with two logits: the
+    classes are the attribute's."""
     paint(tmp_path / "celeba", 120)
-    with seeded(0): net = UNet(UNetConfig(size=16, widths=(8, 16), attention=(False, True), layers=1, groups=4, head_dim=4, prediction="sample"))
+    with seeded(0):
+        net = UNet(
+            UNetConfig(
+                size=16, widths=(8, 16), attention=(False, True), layers=1, groups=4, head_dim=4, prediction="sample"
+            )
+        )
     save_weights(net, tmp_path / "tiny.safetensors", dict(diffusion=dict(T=50, clip=True)))
     (tmp_path / "mine.py").write_text(CLASSIFIER)
-    models = ("--denoiser", tmp_path / "tiny.safetensors", "--classifier", f"{tmp_path}/mine.py:make_two", "--data", f"celeba:{tmp_path}/celeba:Male")
-    code, out, err = cli("reproduce", "figure_1", "figure_5", "table_1", "--preset", "smoke", *models, "-p", "target=1", "--out", tmp_path / "out")
+    models = (
+        "--denoiser",
+        tmp_path / "tiny.safetensors",
+        "--classifier",
+        f"{tmp_path}/mine.py:make_two",
+        "--data",
+        f"celeba:{tmp_path}/celeba:Male",
+    )
+    code, out, err = cli(
+        "reproduce",
+        "figure_1",
+        "figure_5",
+        "table_1",
+        "--preset",
+        "smoke",
+        *models,
+        "-p",
+        "target=1",
+        "--out",
+        tmp_path / "out",
+    )
     assert code == 0, err
     folder = tmp_path / "out" / "own"
-    assert all((folder / f"{name}.png").is_file() and (folder / f"{name}.csv").is_file() for name in ("figure_1", "figure_5", "table_1")) and "index.html" in out
+    assert (
+        all(
+            (folder / f"{name}.png").is_file() and (folder / f"{name}.csv").is_file()
+            for name in ("figure_1", "figure_5", "table_1")
+        )
+        and "index.html" in out
+    )
     table, runs = pd.read_csv(folder / "table_1.csv"), json.loads((folder / "table_1.json").read_text())["runs"]
-    assert {(r["T"], r["target"], r["objective"]) for r in runs.values()} == {(50, 1, "log_probability")} and table["FID (judge), target"].notna().all()
+    assert {(r["T"], r["target"], r["objective"]) for r in runs.values()} == {(50, 1, "log_probability")} and table[
+        "FID (judge), target"
+    ].notna().all()
     code, _, err = cli("reproduce", "figure_1", *models, "-p", "target=2", "--out", tmp_path / "out")
     assert code == 2 and "target class 2 was given; the classes are 0 (0), 1 (1)" in err
-    code, _, err = cli("reproduce", "table_1", *models[:4], "--data", f"celeba:{tmp_path}/celeba:Mal", "--out", tmp_path / "out")
+    code, _, err = cli(
+        "reproduce", "table_1", *models[:4], "--data", f"celeba:{tmp_path}/celeba:Mal", "--out", tmp_path / "out"
+    )
     assert code == 2 and "Did you mean 'Male'?" in err
 
 
-@pytest.mark.parametrize("args, message", [
-    (("--denoiser", "pipeline"), "give both a denoiser and a classifier"), (("--classifier", "mine.py:make"), "give both a denoiser and a classifier"),
-    (("--denoiser", "nowhere", "--classifier", "mine.py:make"), "no weights"), (("--denoiser", "pipeline", "--classifier", "laptop/robust"), "give models for the same images"),
-    (("--denoiser", "pipeline", "--classifier", "mine.py:make"), "give --data"), (("figure_1", "--denoiser", "pipeline", "--classifier", "mine.py:make", "-p", "target=3"), "target class 3"),
-    (("--denoiser", "pipeline", "--classifier", "mine.py:binary", "--data", "pictures"), "have 3 classes"), (("--denoiser", "pipeline", "--classifier", "mine.py:make", "--data", "picture"), "no data set"),
-    (("claims", "--denoiser", "pipeline", "--classifier", "mine.py:make", "--data", "pictures"), "give both (--robust"), (("figure_1", "--mode", "papr"), "Did you mean 'paper'?"),
-    (("figure_1", "--mode", "start=wrong"), "corrected, paper"), (("figure_1", "--mode", "stat=paper"), "Did you mean 'state'?"), (("figure_1", "--memory", "much"), "write it as 8GB"),
-    (("figure_1", "--device", "cuda"), "torch sees 0 GPUs"), (("figure_1", "--preset", "paper"), "not bundled"), (("figure_1", "--dask", "tcp://127.0.0.1:9"), "no Dask scheduler answered")])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--denoiser", "pipeline"), "give both a denoiser and a classifier"),
+        (("--classifier", "mine.py:make"), "give both a denoiser and a classifier"),
+        (("--denoiser", "nowhere", "--classifier", "mine.py:make"), "no weights"),
+        (("--denoiser", "pipeline", "--classifier", "laptop/robust"), "give models for the same images"),
+        (("--denoiser", "pipeline", "--classifier", "mine.py:make"), "give --data"),
+        (("figure_1", "--denoiser", "pipeline", "--classifier", "mine.py:make", "-p", "target=3"), "target class 3"),
+        (("--denoiser", "pipeline", "--classifier", "mine.py:binary", "--data", "pictures"), "have 3 classes"),
+        (("--denoiser", "pipeline", "--classifier", "mine.py:make", "--data", "picture"), "no data set"),
+        (
+            ("claims", "--denoiser", "pipeline", "--classifier", "mine.py:make", "--data", "pictures"),
+            "give both (--robust",
+        ),
+        (("figure_1", "--mode", "papr"), "Did you mean 'paper'?"),
+        (("figure_1", "--mode", "start=wrong"), "corrected, paper"),
+        (("figure_1", "--mode", "stat=paper"), "Did you mean 'state'?"),
+        (("figure_1", "--memory", "much"), "write it as 8GB"),
+        (("figure_1", "--device", "cuda"), "torch sees 0 GPUs"),
+        (("figure_1", "--preset", "paper"), "not bundled"),
+        (("figure_1", "--dask", "tcp://127.0.0.1:9"), "no Dask scheduler answered"),
+    ],
+)
 def test_bad_input_is_one_sentence(args, message, mine, cli, monkeypatch, own_cache):
     if message == "torch sees 0 GPUs" and __import__("torch").cuda.is_available(): pytest.skip("there is a GPU")
-    args = [str(mine / a.partition(":")[0]) + "".join(a.partition(":")[1:]) if a.partition(":")[0] in ("pipeline", "mine.py", "pictures") else a for a in args]
+    args = [
+        str(mine / a.partition(":")[0]) + "".join(a.partition(":")[1:])
+        if a.partition(":")[0] in ("pipeline", "mine.py", "pictures")
+        else a
+        for a in args
+    ]
     code, _, err = cli("reproduce", *args, "--out", mine / "out")
     assert code == 2 and message in err and "Traceback" not in err and err.splitlines()[-1].startswith("gradcheck: ")
     assert not list(own_cache.rglob("*.safetensors"))
@@ -89,15 +181,38 @@ def test_modes():
     assert parse_mode("corrected") == DEFAULT_MODE and set(parse_mode("paper").values()) == {"paper"}
     paper = in_mode(get_preset("laptop"), "paper")
     spec = spec_for(paper, "nonrobust", "adam")
-    assert (spec.start, spec.objective, spec.state, spec.stabilizer, spec.judge, spec.scale) == ("standard", "logit", "float16", "adam", spec.classifier, PROBE)
-    assert paper.data == "sportballs:coupled" and paper.classifiers == {"robust": "laptop/robust", "nonrobust": "laptop/nonrobust_coupled"} and paper.name == "laptop-paper" and paper.judge == "laptop/judge"
+    assert (spec.start, spec.objective, spec.state, spec.stabilizer, spec.judge, spec.scale) == (
+        "standard",
+        "logit",
+        "float16",
+        "adam",
+        spec.classifier,
+        PROBE,
+    )
+    assert (
+        paper.data == "sportballs:coupled"
+        and paper.classifiers == {"robust": "laptop/robust", "nonrobust": "laptop/nonrobust_coupled"}
+        and paper.name == "laptop-paper"
+        and paper.judge == "laptop/judge"
+    )
     one = in_mode(get_preset("laptop"), "adam=corrected,clip=corrected")
-    assert spec_for(one, "robust", "both").stabilizer == "adam_corrected" and spec_for(one, "robust", "both").diffusion.clip is False and spec_for(one, "robust", "both").start == "matched"
-    assert in_mode(get_preset("laptop"), "corrected") is get_preset("laptop") and preset_for("laptop", mode="start=corrected") is not None
+    assert (
+        spec_for(one, "robust", "both").stabilizer == "adam_corrected"
+        and spec_for(one, "robust", "both").diffusion.clip is False
+        and spec_for(one, "robust", "both").start == "matched"
+    )
+    assert (
+        in_mode(get_preset("laptop"), "corrected") is get_preset("laptop")
+        and preset_for("laptop", mode="start=corrected") is not None
+    )
 
 
 def test_every_figure_of_two_classifiers_has_the_paper_curves():
-    assert set(figure_specs("figure_1", "laptop")) == {"robust", "non-robust"} and len(figure_specs("figure_2", "laptop")) == 4 and len(FIGURES) == 11
+    assert (
+        set(figure_specs("figure_1", "laptop")) == {"robust", "non-robust"}
+        and len(figure_specs("figure_2", "laptop")) == 4
+        and len(FIGURES) == 11
+    )
 
 
 def test_folders_and_names_that_are_no_data(tmp_path):
@@ -107,5 +222,9 @@ def test_folders_and_names_that_are_no_data(tmp_path):
     for name in "ab": (tmp_path / name / "x.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="is damaged"): ImageFolder(tmp_path)
     (tmp_path / "d.py").write_text("def data(): return 3")
-    for name, message in ((f"{tmp_path}/d.py:data", "is a int"), ("sportsballs", "no data set"), ("celeba:/nowhere:Male", "get list_attr_celeba")):
+    for name, message in (
+        (f"{tmp_path}/d.py:data", "is a int"),
+        ("sportsballs", "no data set"),
+        ("celeba:/nowhere:Male", "get list_attr_celeba"),
+    ):
         with pytest.raises(UserError, match=message): open_data(name)

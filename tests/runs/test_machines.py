@@ -1,4 +1,6 @@
-"""Where a run is computed must not change what it is: micro-batches, memory that runs out, checkpointing, mixed precision, workers of a Dask cluster that die."""
+"""Where a run is computed must not change what it is: micro-batches, memory that runs out, checkpointing, mixed
+precision, workers of a Dask cluster that die."""
+
 import json
 import os
 import shlex
@@ -54,7 +56,8 @@ def test_out_of_memory_halves_the_micro_batch_goes_on_and_says_so_once(capsys):
     plenty = list(guided_steps(ddpm, Scarce(10**9), guidance, x_T, torch.Generator().manual_seed(1)))[-1]
     assert torch.equal(step.x_prev, plenty.x_prev) and micro.size == 16
     assert denoiser.sizes[:4] == [48, 32, 16, 16] and set(denoiser.sizes[4:]) == {16}
-    assert capsys.readouterr().err.count("memory ran out") == 2                               # 64 to 32 to 16: once each, not at every step
+    # 64 to 32 to 16: once each, not at every step
+    assert capsys.readouterr().err.count("memory ran out") == 2
     with pytest.raises(UserError, match="single image"):
         list(guided_steps(ddpm, Scarce(0), guidance, x_T, torch.Generator().manual_seed(1)))
 
@@ -64,12 +67,25 @@ def test_other_errors_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="shapes"): MicroBatch().map(3, broken)
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), RuntimeError("could not create a primitive")], ids=str)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive"),
+    ],
+    ids=str,
+)
 def test_memory_that_runs_out_in_several_words(error, capsys):
     def scarce(part):
         if part.stop - part.start > 2: raise error
         return [torch.arange(5)[part]]
-    assert MicroBatch(4).map(5, scarce)[0].tolist() == [0, 1, 2, 3, 4] and capsys.readouterr().err.count("memory ran out") == 1
+
+    assert (
+        MicroBatch(4).map(5, scarce)[0].tolist() == [0, 1, 2, 3, 4]
+        and capsys.readouterr().err.count("memory ran out") == 1
+    )
 
 
 def test_live_bytes_of_known_work():
@@ -80,11 +96,15 @@ def test_live_bytes_of_known_work():
 
 
 def test_a_budget_is_kept_and_a_smaller_one_means_fewer_images():
-    held = resident_bytes("cpu")                                                              # by this test process already
+    # by this test process already
+    held = resident_bytes("cpu")
     sizes = [micro_batch_of(SPEC, 20, Machine("cpu", int((held + more) / 0.9))).size for more in (4e8, 1e9, 3e9)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] and all(s % 16 == 0 for s in sizes if s >= 16)
-    plain = micro_batch_of(spec_for("laptop", "nonrobust", "plain", steps=6), 20, Machine("cpu", int((held + 1e9) / 0.9))).size
-    assert plain > sizes[1]                                                                   # no gradient through the denoiser
+    plain = micro_batch_of(
+        spec_for("laptop", "nonrobust", "plain", steps=6), 20, Machine("cpu", int((held + 1e9) / 0.9))
+    ).size
+    # no gradient through the denoiser
+    assert plain > sizes[1]
     with pytest.raises(UserError, match="not enough: one image needs"): micro_batch_of(SPEC, 20, Machine("cpu", 10**8))
 
 
@@ -92,7 +112,11 @@ def test_checkpointing_keeps_less_and_changes_nothing():
     kept, again = (final(compute(SPEC, range(4), Machine("cpu", checkpointing=on))) for on in (False, True))
     assert torch.equal(kept, again)
     denoiser = in_memory("denoiser", SPEC.denoiser, SPEC.digests["denoiser"])
-    assert not any(level.checkpointing for level in denoiser.modules() if hasattr(level, "checkpointing")) or denoiser.set_checkpointing(False) is None
+    assert (
+        not any(level.checkpointing for level in denoiser.modules() if hasattr(level, "checkpointing"))
+        or denoiser.set_checkpointing(False) is None
+    )
+
     def work(n):
         x = torch.zeros(n, 3, 64, 64, requires_grad=True)
         return torch.autograd.grad(denoiser(x, torch.zeros(n, dtype=torch.long)).sum(), x)
@@ -107,29 +131,53 @@ def test_checkpointing_keeps_less_and_changes_nothing():
 def test_mixed_precision_keeps_state_and_guidance_in_float32():
     from gradcheck.runs.runs import steps_of
     for step in steps_of(replace(SPEC, precision="bfloat16", count=2), range(2)):
-        assert {step.x_t.dtype, step.gradient.dtype, step.guidance.dtype, step.shift.dtype, step.x_prev.dtype} == {torch.float32}
+        assert {step.x_t.dtype, step.gradient.dtype, step.guidance.dtype, step.shift.dtype, step.x_prev.dtype} == {
+            torch.float32
+        }
     exact = final(compute(replace(SPEC, count=2), range(2)))
-    assert 0 < (images_to_uint8(step.x_prev).int() - exact).abs().max() and (images_to_uint8(step.x_prev).int() - exact).abs().float().mean() < 20
+    assert (
+        0 < (images_to_uint8(step.x_prev).int() - exact).abs().max()
+        and (images_to_uint8(step.x_prev).int() - exact).abs().float().mean() < 20
+    )
 
 
 def test_half_precision_state_loses_small_guidance():
     small = replace(SPEC, scale=1e-9, count=2)
-    same, rounded = ([*run(replace(s, state=state), 2).samples] for s, state in ((small, "float32"), (small, "float16")))
+    same, rounded = (
+        [*run(replace(s, state=state), 2).samples] for s, state in ((small, "float32"), (small, "float16"))
+    )
     none = [*run(replace(small, scale=0.0, state="float16"), 2).samples]
-    assert all(torch.equal(a, b) for a, b in zip(rounded, none)) and not all(torch.equal(a, b) for a, b in zip(same, rounded))
+    assert all(torch.equal(a, b) for a, b in zip(rounded, none)) and not all(
+        torch.equal(a, b) for a, b in zip(same, rounded)
+    )
 
 
 def test_one_step_of_each_path_at_the_paper_scale(tmp_path):
-    "A dry run of what a GPU does: the authors' network at full size, a training step in float16, and a guided step of each kind under mixed precision."
+    """A dry run of what a GPU does: the authors' network at full size, a training step in float16, and a guided step of
+    each kind under mixed precision."""
     model, loss, recipe = training_task("paper", "ddpm")
-    assert sum(p.numel() for p in model.parameters()) == 22_411_843 and (recipe.lr, recipe.batch_size, recipe.precision, recipe.ema) == (1e-4, 128, "float16", 0.0)
+    assert sum(p.numel() for p in model.parameters()) == 22_411_843 and (
+        recipe.lr,
+        recipe.batch_size,
+        recipe.precision,
+        recipe.ema,
+    ) == (1e-4, 128, "float16", 0.0)
     images, labels = SportBalls().batch(range(2))
     before = model.conv_in.weight.detach().clone()
     trainer = Trainer(model, loss, None, replace(recipe, batch_size=2), tmp_path)
     assert 0.5 < trainer.train_step(images, labels) < 2 and not torch.equal(model.conv_in.weight, before)
     denoiser, classifier = (Autocast(freeze(m), torch.bfloat16) for m in (model, load_classifier("laptop/nonrobust")))
     for where in WHERE.values():
-        step = next(guided_steps(DDPM(), denoiser, Guidance(classifier, 0, where=where), images, torch.Generator().manual_seed(0), micro_batch=MicroBatch(2, tile=2)))
+        step = next(
+            guided_steps(
+                DDPM(),
+                denoiser,
+                Guidance(classifier, 0, where=where),
+                images,
+                torch.Generator().manual_seed(0),
+                micro_batch=MicroBatch(2, tile=2),
+            )
+        )
         assert step.x_prev.isfinite().all() and step.gradient.dtype == torch.float32
 
 
@@ -138,8 +186,14 @@ def test_one_step_of_each_path_at_the_paper_scale(tmp_path):
 def miniature(tmp_path, monkeypatch):
     "The paper preset as it is but for its sizes, in a folder of its own; returns the folder."
     p = get_preset("paper")
-    tiny = replace(p, steps=2, count=4, chunk=8, unet=UNetConfig(patch=4, widths=(16, 16), attention=(False, True), layers=1, groups=4),
-                   recipes={name: replace(r, steps=2, batch_size=4, warmup=1) for name, r in p.recipes.items()})
+    tiny = replace(
+        p,
+        steps=2,
+        count=4,
+        chunk=8,
+        unet=UNetConfig(patch=4, widths=(16, 16), attention=(False, True), layers=1, groups=4),
+        recipes={name: replace(r, steps=2, batch_size=4, warmup=1) for name, r in p.recipes.items()},
+    )
     monkeypatch.setitem(PRESETS, "paper", tiny)
     monkeypatch.setattr("gradcheck.paper.reproduce.project_root", lambda root=project_root(): root)
     monkeypatch.chdir(tmp_path)
@@ -147,14 +201,20 @@ def miniature(tmp_path, monkeypatch):
 
 
 def test_plan_of_the_paper_preset_before_its_weights_are_there(miniature, cli, own_cache):
-    code, out, err = cli("reproduce", "figure_1", "figure_2", "table_1", "--preset", "paper", "--plan", "--device", "cpu")
+    code, out, err = cli(
+        "reproduce", "figure_1", "figure_2", "table_1", "--preset", "paper", "--plan", "--device", "cpu"
+    )
     assert code == 0, err
     rows = {line.split()[0]: line.split() for line in out.splitlines()[1:5]}
-    # figure 1: two plain runs of 4, and the probe and four pilots of 16 images each; figure 2: three more settings; table 1: robust ones, no guidance, and every run at 50,176
+    # figure 1: two plain runs of 4, and the probe and four pilots of 16 images each; figure 2: three more settings;
+    # table 1: robust ones, no guidance, and every run at 50,176
     assert [rows["figure_1"][k] for k in (1, 2, 3)] == ["12", "0", f"{2 * (2 * 4 + 10 * 16):,}"]
     assert [rows["figure_2"][k] for k in (1, 2, 3)] == ["18", "0", f"{2 * (3 * 4 + 15 * 16):,}"]
     assert int(rows["table_1"][3].replace(",", "")) > 2 * 9 * 49 * 1024 - 2 * 8 * 8 and rows["all"][2] == "0"
-    assert all(float(rows[name][4].replace(",", "")) >= 0 and rows[name][5] in ("min", "h") for name in rows) and "Estimated from a few measured steps" in out
+    assert (
+        all(float(rows[name][4].replace(",", "")) >= 0 and rows[name][5] in ("min", "h") for name in rows)
+        and "Estimated from a few measured steps" in out
+    )
     assert not own_cache.exists() and not list(miniature.rglob("*.safetensors"))
 
 
@@ -162,17 +222,32 @@ def test_make_paper_is_one_call_that_trains_evaluates_and_computes_the_figures(m
     "Every command of `make paper`, as make expands it, on a machine without papermill."
     monkeypatch.setitem(sys.modules, "papermill", None)
     monkeypatch.setattr("gradcheck.paper.train.FIT_IMAGES", 100)
-    monkeypatch.setattr("gradcheck.paper.train.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models})
-    lines = subprocess.run(["make", "-s", "-C", str(Path(__file__).parents[2]), "paper", f"GPU_PYTHON={sys.executable}", "GRADCHECK=echo"], capture_output=True, text=True, check=True).stdout.splitlines()
+    monkeypatch.setattr(
+        "gradcheck.paper.train.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models}
+    )
+    lines = subprocess.run(
+        ["make", "-s", "-C", str(Path(__file__).parents[2]), "paper", f"GPU_PYTHON={sys.executable}", "GRADCHECK=echo"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     commands = [shlex.split(line) for line in lines if not line.startswith("make")]
-    assert [c[0] for c in commands] == ["train"] * 4 + ["evaluate", "reproduce"] and commands[-1][1:4] == ["figure_1", "figure_2", "figure_3"]
+    assert [c[0] for c in commands] == ["train"] * 4 + ["evaluate", "reproduce"] and commands[-1][1:4] == [
+        "figure_1",
+        "figure_2",
+        "figure_3",
+    ]
     for command in commands:
         code, out, err = cli(*command, *(["--images", "16"] if command[0] == "evaluate" else []))
         assert code == 0, err
-    assert json.loads(Path("data/paper/ddpm/ddpm.json").read_text())["recipe"]["precision"] == "float16" and Path("data/paper/evaluation/samples.png").is_file()
+    assert (
+        json.loads(Path("data/paper/ddpm/ddpm.json").read_text())["recipe"]["precision"] == "float16"
+        and Path("data/paper/evaluation/samples.png").is_file()
+    )
     assert out.count("its runs are in") == 3 and "the same command makes the figures" in out
     kept = {p: p.stat().st_mtime_ns for p in own_cache.rglob("*.safetensors")}
-    assert len(kept) > 6 * 6 and cli(*commands[-1])[0] == 0                                    # called again: all is there
+    # called again: all is there
+    assert len(kept) > 6 * 6 and cli(*commands[-1])[0] == 0
     assert kept == {p: p.stat().st_mtime_ns for p in own_cache.rglob("*.safetensors")}
 
 
@@ -214,7 +289,8 @@ def test_a_worker_killed_in_mid_chunk_costs_that_chunk_only(cluster, tmp_path):
     written = {}
 
     def kill_one():
-        while not list(tmp_path.rglob("*.safetensors")): time.sleep(0.05)                     # at least one chunk is kept
+        # at least one chunk is kept
+        while not list(tmp_path.rglob("*.safetensors")): time.sleep(0.05)
         written.update({p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")})
         os.kill(next(iter(cluster.client.run(os.getpid).values())), 9)
 
@@ -237,7 +313,8 @@ def test_a_setting_that_cannot_be_computed_is_a_sentence_from_a_worker_too(clust
 def test_an_address_that_does_not_answer(tmp_path):
     from gradcheck.runs.cluster import Dask
     started = time.monotonic()
-    with pytest.raises(UserError, match="no Dask scheduler answered at 'tcp://127.0.0.1:9' within 5 s"): Dask("tcp://127.0.0.1:9")
+    with pytest.raises(UserError, match="no Dask scheduler answered at 'tcp://127.0.0.1:9' within 5 s"):
+        Dask("tcp://127.0.0.1:9")
     assert time.monotonic() - started < 8
     with pytest.raises(UserError, match="no Dask scheduler"): Dask("nonsense address")
 
@@ -252,4 +329,5 @@ def test_an_address_where_something_else_answers():
             connection, _ = server.accept()
             with connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(UserError, match="no Dask scheduler answered"): Dask(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match="no Dask scheduler answered"):
+            Dask(f"tcp://127.0.0.1:{server.getsockname()[1]}")

@@ -7,7 +7,16 @@ from scipy.linalg import sqrtm
 
 from gradcheck.models.checkpoints import load_classifier
 from gradcheck.core import UserError
-from gradcheck.runs.metrics import FID, draws_with_replacement, find_balls, inception_features, judge_features, load_inception, precision_recall, resampled_fid
+from gradcheck.runs.metrics import (
+    FID,
+    draws_with_replacement,
+    find_balls,
+    inception_features,
+    judge_features,
+    load_inception,
+    precision_recall,
+    resampled_fid,
+)
 from gradcheck.pictures import images_to_uint8
 from gradcheck.runs.runs import run
 from gradcheck.runs.scores import real_floor, references, score
@@ -24,13 +33,17 @@ def balls(count): return Real("sportballs", 64, count, "laptop/judge")
 def normals(n, d, seed): return torch.randn(n, d, dtype=torch.float64, generator=generator(seed))
 
 
-def frechet(mean_r, cov_r, mean_f, cov_f): return ((mean_r - mean_f) ** 2).sum() + np.trace(cov_r + cov_f - 2 * sqrtm(cov_r @ cov_f).real)
+def frechet(mean_r, cov_r, mean_f, cov_f):
+    return ((mean_r - mean_f) ** 2).sum() + np.trace(cov_r + cov_f - 2 * sqrtm(cov_r @ cov_f).real)
 
 
 def test_fid_of_gaussians_with_known_distance():
     a, b = np.random.default_rng(0).normal(size=(2, 6, 6))
     shift = np.arange(6) / 2
-    real, fake = normals(200_000, 6, 0) @ torch.tensor(a.T), normals(200_000, 6, 1) @ torch.tensor(b.T) + torch.tensor(shift)
+    real, fake = (
+        normals(200_000, 6, 0) @ torch.tensor(a.T),
+        normals(200_000, 6, 1) @ torch.tensor(b.T) + torch.tensor(shift),
+    )
     expected = frechet(np.zeros(6), a @ a.T, shift, b @ b.T)
     assert abs(FID(real)(fake) / expected - 1) < 0.01
     assert abs(FID(real)(real)) < 1e-6
@@ -40,7 +53,11 @@ def test_fid_of_gaussians_with_known_distance():
 def test_resampled_fid_is_the_fid_of_the_resample(n, d):
     real, fake = normals(500, d, 2), 1.5 * normals(n, d, 3) + 0.3
     rows, fid = draws_with_replacement(n, 6), FID(real)
-    assert (rows[0] == np.arange(n)).all() and len({tuple(r) for r in rows}) == 6 and (draws_with_replacement(n, 6) == rows).all()
+    assert (
+        (rows[0] == np.arange(n)).all()
+        and len({tuple(r) for r in rows}) == 6
+        and (draws_with_replacement(n, 6) == rows).all()
+    )
     assert np.allclose(resampled_fid(real, fake, rows), [fid(fake[r]) for r in rows], rtol=1e-4)
 
 
@@ -55,7 +72,8 @@ def test_precision_and_recall_on_a_line():
     fake = torch.tensor([[0.5], [9.9], [12.0], [13.0]])                    # two within reach of a real one, two not
     precision, recall = precision_recall(real, fake, k=1)
     assert precision == 0.5
-    assert recall == 1.0                                                   # 0.5 reaches 9.4 far, down to 0; 9.9 reaches up from 7.8
+    # 0.5 reaches 9.4 far, down to 0; 9.9 reaches up from 7.8
+    assert recall == 1.0
     collapsed = torch.tensor([[4.0], [4.1], [4.2]])
     assert precision_recall(real, collapsed, k=1) == (1.0, 0.1)            # all real, but one place only
     assert all(np.isnan(v) for v in precision_recall(real[:2], fake[:2], k=3))
@@ -65,7 +83,11 @@ def test_balls_where_the_generator_put_them():
     data = SportBalls(HELD_OUT)
     known, found = data.factors(range(400)), find_balls(images_to_uint8(data.batch(range(400))[0]))
     assert found["one_ball"].all() and (found["patches"] == 1).all()
-    for name, true in (("size", known["size"]), ("x", known["x"] + known["size"] / 2), ("y", known["y"] + known["size"] / 2)):
+    for name, true in (
+        ("size", known["size"]),
+        ("x", known["x"] + known["size"] / 2),
+        ("y", known["y"] + known["size"] / 2),
+    ):
         assert np.abs(found[name] - true[:, 0]).max() < 1.5, name
 
 
@@ -78,10 +100,21 @@ def test_what_is_not_one_ball():
     bar = picture()
     bar[:, 30:34, 5:60] = 40
     faint = picture((30, 30, 8)).astype(int)
-    pictures = [picture(), picture((20, 20, 8)), picture((16, 16, 8), (45, 45, 6)), bar, np.maximum(faint, 240).astype(np.uint8), picture((20, 20, 2))]
+    pictures = [
+        picture(),
+        picture((20, 20, 8)),
+        picture((16, 16, 8), (45, 45, 6)),
+        bar,
+        np.maximum(faint, 240).astype(np.uint8),
+        picture((20, 20, 2)),
+    ]
     found = find_balls(torch.from_numpy(np.stack(pictures)))
     assert found["one_ball"].tolist() == [False, True, False, False, False, False]
-    assert found["patches"].tolist() == [0, 1, 2, 1, 0, 0] and abs(found["size"][1] - 16) < 1 and abs(found["x"][2] - 16.5) < 0.6
+    assert (
+        found["patches"].tolist() == [0, 1, 2, 1, 0, 0]
+        and abs(found["size"][1] - 16) < 1
+        and abs(found["x"][2] - 16.5) < 0.6
+    )
 
 
 def test_judge_features_are_what_its_last_layers_see():
@@ -107,10 +140,17 @@ def inception(tmp_path, monkeypatch):
 
 def test_inception_stands_in_columns_of_its_own(inception):
     x = SportBalls().batch(range(5))[0]
-    assert torch.allclose(inception_features(load_inception(), x, batch=2)[:, :3], ((x + 1) * 127.5).mean((2, 3)), atol=0.01)
+    assert torch.allclose(
+        inception_features(load_inception(), x, batch=2)[:, :3], ((x + 1) * 127.5).mean((2, 3)), atol=0.01
+    )
     row = score(run(RunSpec(steps=2, count=4), 4), balls(200))
-    assert {"FID (judge), all", "FID (judge), target", "FID (Inception), all", "FID (Inception), target"} <= set(row) and not any(k.startswith("FID,") or k == "FID" for k in row)
-    assert row["FID (Inception), all"] != row["FID (judge), all"] and set(real_floor(balls(200), 0, 4)) >= {"FID (Inception), all", "FID (judge), target"}
+    assert {"FID (judge), all", "FID (judge), target", "FID (Inception), all", "FID (Inception), target"} <= set(
+        row
+    ) and not any(k.startswith("FID,") or k == "FID" for k in row)
+    assert row["FID (Inception), all"] != row["FID (judge), all"] and set(real_floor(balls(200), 0, 4)) >= {
+        "FID (Inception), all",
+        "FID (judge), target",
+    }
 
 
 def test_inception_files_that_are_none(tmp_path, monkeypatch):
@@ -124,7 +164,11 @@ def test_inception_files_that_are_none(tmp_path, monkeypatch):
 def test_a_row_of_scores(tmp_path):
     r = run(RunSpec(classifier="laptop/robust", where="x0_hat", steps=6, count=8), 8)
     row = score(r, balls(400))
-    assert row["energy"] == pytest.approx(r.trace["energy"].sum(0).mean().item()) and 0 <= row["recall (judge)"] <= 1 and 0 <= row["one ball"] <= 1
+    assert (
+        row["energy"] == pytest.approx(r.trace["energy"].sum(0).mean().item())
+        and 0 <= row["recall (judge)"] <= 1
+        and 0 <= row["one ball"] <= 1
+    )
     assert row["accuracy (judge)"] == (r.judge.argmax(1) == 0).double().mean().item() and row["FID (judge), target"] > 0
     low, high = real_floor(balls(400), 0, 8), real_floor(balls(1000), 0, 64)
     assert 0 < high["FID (judge), target"] < low["FID (judge), target"]                    # fewer images, higher floor

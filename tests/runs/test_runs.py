@@ -22,16 +22,23 @@ SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
 
 
 def equal(a, b):
-    return torch.equal(a.samples, b.samples) and torch.equal(a.judge, b.judge) and all(torch.equal(a.trace[k].nan_to_num(9), b.trace[k].nan_to_num(9)) for k in a.trace)
+    return (
+        torch.equal(a.samples, b.samples)
+        and torch.equal(a.judge, b.judge)
+        and all(torch.equal(a.trace[k].nan_to_num(9), b.trace[k].nan_to_num(9)) for k in a.trace)
+    )
 
 
-@pytest.mark.parametrize("variant", ["unguided", "plain", "x0_hat", "adam", "both", "stopped", "x0_hat_smooth", "recurrent"])
+@pytest.mark.parametrize(
+    "variant", ["unguided", "plain", "x0_hat", "adam", "both", "stopped", "x0_hat_smooth", "recurrent"]
+)
 def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_untouched):
     spec = spec_for("laptop", "nonrobust", variant, steps=12, count=5)
     whole = list(steps_of(spec, range(18)))
     split = list(steps_of(spec, range(5), micro_batch=2))
     alone = list(steps_of(spec, range(3, 4)))
-    assert torch.equal(whole[0].x_t[3], alone[0].x_t[0]) and torch.equal(whole[0].x_t[:5], split[0].x_t)      # the noise, bit for bit
+    # the noise, bit for bit
+    assert torch.equal(whole[0].x_t[3], alone[0].x_t[0]) and torch.equal(whole[0].x_t[:5], split[0].x_t)
     final = images_to_uint8(whole[-1].x_prev).int()
     assert (images_to_uint8(split[-1].x_prev).int() - final[:5]).abs().max() <= 1
     assert (images_to_uint8(alone[-1].x_prev).int()[0] - final[3]).abs().max() <= 1
@@ -50,7 +57,9 @@ def test_the_cache_is_used_and_a_larger_count_extends_a_run(tmp_path, monkeypatc
     import gradcheck.runs.runs as runs
     computed = []
     compute = runs.compute
-    monkeypatch.setattr(runs, "compute", lambda spec, images, *rest: computed.append(images) or compute(spec, images, *rest))
+    monkeypatch.setattr(
+        runs, "compute", lambda spec, images, *rest: computed.append(images) or compute(spec, images, *rest)
+    )
     large = run(SPEC, 3, cache=tmp_path)
     assert computed == [range(3, 6)] and torch.equal(large.samples[:3], small.samples)
     run(SPEC, 3, cache=tmp_path)
@@ -96,28 +105,62 @@ def nominal(spec, energies): return [spec.scale * e / ENERGY for e in energies] 
 
 
 def test_figures_share_runs():
-    keys = {(figure, label): spec.key for figure in FIGURES for label, spec in figure_specs(figure, "laptop", scales=nominal).items()}
-    assert keys["figure_1", "non-robust"] == keys["figure_2", "no modification"] == keys["table_1", "non-robust, no modification"]
-    assert keys["figure_1", "robust"] == keys["figure_3", "no stabilisation"] and keys["figure_4", "unguided"] == keys["table_1", "no guidance"]
+    keys = {
+        (figure, label): spec.key
+        for figure in FIGURES
+        for label, spec in figure_specs(figure, "laptop", scales=nominal).items()
+    }
+    assert (
+        keys["figure_1", "non-robust"]
+        == keys["figure_2", "no modification"]
+        == keys["table_1", "non-robust, no modification"]
+    )
+    assert (
+        keys["figure_1", "robust"] == keys["figure_3", "no stabilisation"]
+        and keys["figure_4", "unguided"] == keys["table_1", "no guidance"]
+    )
     assert keys["figure_7", "non-robust, ADAM"] == keys["figure_6", "non-robust, ADAM · baseball"]
-    assert {k for (f, _), k in keys.items() if f == "claims"} == {k for (f, _), k in keys.items() if f in ("figure_5", "table_1")}
-    assert len({k for (f, _), k in keys.items() if f in ("figure_1", "figure_2", "figure_3", "figure_4", "table_1")}) == 9
+    assert {k for (f, _), k in keys.items() if f == "claims"} == {
+        k for (f, _), k in keys.items() if f in ("figure_5", "table_1")
+    }
+    assert (
+        len({k for (f, _), k in keys.items() if f in ("figure_1", "figure_2", "figure_3", "figure_4", "table_1")}) == 9
+    )
 
 
 def test_layouts_follow_the_preset_and_what_is_changed():
     p = get_preset("laptop")
     specs = figure_specs("figure_5", "laptop", scales=nominal)
-    assert len(specs) == 1 + 8 * len(p.energies) and {(s.steps, s.count) for s in specs.values()} == {(p.sweep_steps, p.sweep_count)}
-    assert [s.scale for label, s in specs.items() if label.startswith("robust, ADAM ·")] == [spec_for("laptop", "robust", "adam").scale * e / ENERGY for e in p.energies]
-    assert {(s.steps, s.count, s.seed) for s in figure_specs("figure_5", preset_for("laptop", steps=7, count=3), scales=nominal, seed=2).values()} == {(7, 3, 2)}
-    assert [s.target for label, s in figure_specs("figure_6", "smoke", scales=nominal).items() if label.startswith("robust, ADAM ·")] == [0, 1, 2, 3]
+    assert len(specs) == 1 + 8 * len(p.energies) and {(s.steps, s.count) for s in specs.values()} == {
+        (p.sweep_steps, p.sweep_count)
+    }
+    assert [s.scale for label, s in specs.items() if label.startswith("robust, ADAM ·")] == [
+        spec_for("laptop", "robust", "adam").scale * e / ENERGY for e in p.energies
+    ]
+    assert {
+        (s.steps, s.count, s.seed)
+        for s in figure_specs("figure_5", preset_for("laptop", steps=7, count=3), scales=nominal, seed=2).values()
+    } == {(7, 3, 2)}
+    assert [
+        s.target
+        for label, s in figure_specs("figure_6", "smoke", scales=nominal).items()
+        if label.startswith("robust, ADAM ·")
+    ] == [0, 1, 2, 3]
 
 
 def test_costs():
     plain, x0_hat = (spec_for("laptop", "nonrobust", v, steps=50) for v in ("plain", "x0_hat"))
-    assert cost(replace(plain, where="unguided")) == 50 and cost(plain) == pytest.approx(50 * COST["x_t"]) and cost(replace(plain, repeats=3)) == pytest.approx(3 * cost(plain))
+    assert (
+        cost(replace(plain, where="unguided")) == 50
+        and cost(plain) == pytest.approx(50 * COST["x_t"])
+        and cost(replace(plain, repeats=3)) == pytest.approx(3 * cost(plain))
+    )
     assert cost(replace(x0_hat, interval=(300, 100))) == pytest.approx(50 + 25 * (COST["x0_hat"] - 1))
-    assert as_costly(x0_hat, cost(x0_hat)) == x0_hat and as_costly(plain, 1e9).steps == 400 and as_costly(x0_hat, 1).steps == 2
+    assert (
+        as_costly(x0_hat, cost(x0_hat)) == x0_hat
+        and as_costly(plain, 1e9).steps == 400
+        and as_costly(x0_hat, 1).steps == 2
+    )
     specs = figure_specs("table_1_appendix", "laptop", scales=nominal)
     assert len(specs) == 1 + 15 * 2
     for label, spec in specs.items():
@@ -127,9 +170,16 @@ def test_costs():
 def test_an_interval_and_recurrence_in_a_run():
     some = run(replace(SPEC, interval=(300, 100), scale=20.0), 6)
     inside = (some.times <= 300) & (some.times >= 100)
-    assert (some.trace["energy"][inside] > 0).all() and (some.trace["energy"][~inside] == 0).all() and inside.any() and not inside.all()
+    assert (
+        (some.trace["energy"][inside] > 0).all()
+        and (some.trace["energy"][~inside] == 0).all()
+        and inside.any()
+        and not inside.all()
+    )
     twice = run(replace(SPEC, repeats=2), 6)
-    assert twice.trace["cosine"].shape == (24, 6) and twice.times.tolist() == sorted([*run(SPEC, 6).times.tolist()] * 2, reverse=True)
+    assert twice.trace["cosine"].shape == (24, 6) and twice.times.tolist() == sorted(
+        [*run(SPEC, 6).times.tolist()] * 2, reverse=True
+    )
     assert (twice.trace["energy"][:-2] > 0).all() and not torch.equal(twice.samples, run(SPEC, 6).samples)
 
 
@@ -141,15 +191,23 @@ def test_a_stabilizer_of_ones_own(tmp_path):
     file.write_text(MINE.format(2))
     spec = replace(SPEC, stabilizer=f"{file}:Mine", where="x_t")
     theirs = replace(SPEC, stabilizer="none", where="x_t", scale=2 * spec.scale)
-    assert equal(run(spec, 6), run(theirs, 6)) is False and torch.equal(run(spec, 6).samples, run(theirs, 6).samples)      # g' = 2 g: another norm, the same pictures
+    # g' = 2 g: another norm, the same pictures
+    assert equal(run(spec, 6), run(theirs, 6)) is False and torch.equal(run(spec, 6).samples, run(theirs, 6).samples)
     before = spec.key
     file.write_text(MINE.format(3))
-    assert replace(spec).key != before                                                     # a changed file is a changed setting
+    # a changed file is a changed setting
+    assert replace(spec).key != before
     file.write_text(MINE.format(2) + "class Other(Mine): pass\n")
-    assert replace(spec).key != replace(spec, stabilizer=f"{file}:Other").key               # two classes of one file are two settings
+    # two classes of one file are two settings
+    assert replace(spec).key != replace(spec, stabilizer=f"{file}:Other").key
     with pytest.raises(UserError, match="needs reset"): RunSpec(stabilizer=f"{file}:Half")
     p = preset_for("laptop", stabilizer=f"{file}:Mine")
-    assert p.name == "laptop-Mine" and p.scales is None and "Mine" in figure_specs("figure_2", p, scales=nominal) and "x̂₀-prediction + Mine" in figure_specs("figure_3", p, scales=nominal)
+    assert (
+        p.name == "laptop-Mine"
+        and p.scales is None
+        and "Mine" in figure_specs("figure_2", p, scales=nominal)
+        and "x̂₀-prediction + Mine" in figure_specs("figure_3", p, scales=nominal)
+    )
     assert {s.stabilizer for s in figure_specs("figure_2", p, scales=nominal).values()} == {"none", f"{file}:Mine"}
     with pytest.raises(UserError, match="about ADAM"): figure_specs("claims", p, scales=nominal)
 
@@ -163,30 +221,64 @@ def test_scales_of_equal_energy(tmp_path):
 
 def test_interpolated_scales():
     s = [0.1, 1.0, 10.0]
-    assert interpolate_scales(s, [2, 20, 200], [2, 20, 200]) == s and interpolate_scales(s, [2, 20, 200], [0.2, 2000]) == [0.01, 100.0]
-    assert interpolate_scales(s, [5, 4.9, 50], [50]) == pytest.approx([10.0])                 # noise in a pilot does not break it
-    assert all(0 < x < 1e9 for energies in ([0, 0, 0], [0, 0, 3], [5, 5, 5]) for x in interpolate_scales(s, energies, [2, 200]))      # nor a guidance that is not there
+    assert interpolate_scales(s, [2, 20, 200], [2, 20, 200]) == s and interpolate_scales(
+        s, [2, 20, 200], [0.2, 2000]
+    ) == [0.01, 100.0]
+    # noise in a pilot does not break it
+    assert interpolate_scales(s, [5, 4.9, 50], [50]) == pytest.approx([10.0])
+    # nor a guidance that is not there
+    assert all(
+        0 < x < 1e9 for energies in ([0, 0, 0], [0, 0, 3], [5, 5, 5]) for x in interpolate_scales(s, energies, [2, 200])
+    )
 
 
 def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
     table = plan(["figure_1", "figure_2", "figure_5"], "smoke").set_index("figure")
     assert not own_cache.exists() and (table["cached"] == 0).all() and (table["seconds"] > 0).all()
     p = get_preset("smoke")
-    assert table["runs"].tolist() == [2, 3, 1 + 8 * (len(p.energies) + len(PILOTS))]          # Figure 2 needs three that Figure 1 has not made
+    # Figure 2 needs three that Figure 1 has not made
+    assert table["runs"].tolist() == [2, 3, 1 + 8 * (len(p.energies) + len(PILOTS))]
     assert table.loc["figure_1", "image_steps"] == 2 * p.steps * p.count
     figure_runs("figure_1", "smoke")
     again = plan(["figure_1", "figure_2"], "smoke").set_index("figure")
-    assert again.loc["figure_1", ["runs", "cached", "image_steps", "seconds"]].tolist() == [2, 2, 0, 0] and again.loc["figure_2", "cached"] == 0
-    assert "figure_2" in plan_text(again.reset_index()) and "all" in plan_text(again.reset_index()) and cache_folder() == own_cache
+    assert (
+        again.loc["figure_1", ["runs", "cached", "image_steps", "seconds"]].tolist() == [2, 2, 0, 0]
+        and again.loc["figure_2", "cached"] == 0
+    )
+    assert (
+        "figure_2" in plan_text(again.reset_index())
+        and "all" in plan_text(again.reset_index())
+        and cache_folder() == own_cache
+    )
 
 
 def test_every_field_but_the_count_changes_the_key():
     base = RunSpec()
-    changed = dict(classifier="laptop/robust", judge="laptop/robust", target=1, objective="logit", where="x0_hat", stabilizer="ema", scale=1.5,
-                   steps=10, seed=1, sampler="ddim", start="standard", clip=False, precision="bfloat16", state="float16", interval=(300, 100), repeats=2)
+    changed = dict(
+        classifier="laptop/robust",
+        judge="laptop/robust",
+        target=1,
+        objective="logit",
+        where="x0_hat",
+        stabilizer="ema",
+        scale=1.5,
+        steps=10,
+        seed=1,
+        sampler="ddim",
+        start="standard",
+        clip=False,
+        precision="bfloat16",
+        state="float16",
+        interval=(300, 100),
+        repeats=2,
+    )
     keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
     assert len(keys) == len(changed) + 1
-    assert replace(base, count=7).key == base.key and replace(base, scale=10).key == base.key and replace(base, target="baseball").key == base.key
+    assert (
+        replace(base, count=7).key == base.key
+        and replace(base, scale=10).key == base.key
+        and replace(base, target="baseball").key == base.key
+    )
     assert set(changed) | {"count", "denoiser"} == set(base.__dataclass_fields__)
 
 
@@ -195,10 +287,30 @@ def test_pixels_round_trip():
     assert torch.equal(images_to_uint8(uint8_to_images(grey)), grey)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(stabilizer="adm"), "'adam'"), (dict(where="x0hat"), "'x0_hat'"), (dict(target=4), "soccer ball"), (dict(steps=2.5), "whole number"), (dict(count="x"), "whole number"), (dict(scale="ten"), "a number"), (dict(steps=401), "T = 400"), (dict(steps=0), "T = 400"),
-    (dict(scale=float("nan")), "finite"), (dict(scale=-1.0), "finite"), (dict(count=0), "at least 1"), (dict(classifier="laptop/rubust"), "laptop/robust"),
-    (dict(sampler="dim"), "'ddim'"), (dict(interval="100-300"), "as in 300-100"), (dict(interval=(5, -1)), "as in 300-100"), (dict(repeats=0), "at least 1"), (dict(stabilizer="no.py:X"), "cannot be imported"), (dict(start="zero"), "matched"), (dict(objective="logits"), "'logit'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(stabilizer="adm"), "'adam'"),
+        (dict(where="x0hat"), "'x0_hat'"),
+        (dict(target=4), "soccer ball"),
+        (dict(steps=2.5), "whole number"),
+        (dict(count="x"), "whole number"),
+        (dict(scale="ten"), "a number"),
+        (dict(steps=401), "T = 400"),
+        (dict(steps=0), "T = 400"),
+        (dict(scale=float("nan")), "finite"),
+        (dict(scale=-1.0), "finite"),
+        (dict(count=0), "at least 1"),
+        (dict(classifier="laptop/rubust"), "laptop/robust"),
+        (dict(sampler="dim"), "'ddim'"),
+        (dict(interval="100-300"), "as in 300-100"),
+        (dict(interval=(5, -1)), "as in 300-100"),
+        (dict(repeats=0), "at least 1"),
+        (dict(stabilizer="no.py:X"), "cannot be imported"),
+        (dict(start="zero"), "matched"),
+        (dict(objective="logits"), "'logit'"),
+    ],
+)
 def test_bad_settings(change, message):
     with pytest.raises(UserError, match=message): RunSpec(**change)
 
