@@ -30,7 +30,7 @@ from gradcheck.runs.specs import RunSpec
     (("sample", "--scale", "ten"), "valid number"),
     (("sample", "--steps", "1000"), "T = 400"),
     (("sample", "--classifier", "nowhere.safetensors"), "no weights"),
-    (("sample", "--classifier", WEIGHTS / "laptop" / "ddpm.safetensors"), "MobileNetV3Small is needed"),
+    (("sample", "--classifier", WEIGHTS / "laptop" / "ddpm.safetensors"), "MobileNetV3Small or ResNet is needed"),
     (("sample", "--device", "gpu"), "choose one of auto, cpu, cuda"),
     (("sample", "--device", "cuda:99"), "use --device cpu"),
     (("sample", "--objective", "binary"), "one logit"),

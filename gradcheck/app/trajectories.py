@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
+from jinja2 import Environment, PackageLoader
 from safetensors.torch import save
 
 from ..core import UserError, image_generators, write_bytes
@@ -171,7 +172,8 @@ INPUTS = {
 def words(spec):
     "A setting in a line."
     name = spec.classifier.split("/")[-1].removesuffix(".safetensors")
-    guided = f"{ROLES.get(name, (name,))[0]} at {INPUTS[spec.where]}, {'no stabilizer' if spec.stabilizer == 'none' else spec.stabilizer}, s\u00a0=\u00a0{spec.scale:g}"
+    stabilizer = "no stabilizer" if spec.stabilizer == "none" else spec.stabilizer
+    guided = f"{ROLES.get(name, (name,))[0]} at {INPUTS[spec.where]}, {stabilizer}, s\u00a0=\u00a0{spec.scale:g}"
     return f"{'unguided' if spec.where == 'unguided' else guided} →\u00a0{spec.classes[spec.target]}"
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #eca9f0dc
@@ -184,17 +186,9 @@ def spec_code(spec):
     return f"RunSpec({', '.join(f'{k}={v!r}' for k, v in given.items())})"
 
 def code_of(specs):
-    "Ten lines that reproduce settings (a dict label -> `RunSpec`), their curves and final images."
-    return f"""from gradcheck.all import *
-
-specs = {{{("," + chr(10) + " " * 9).join(f"{label!r}: {spec_code(spec)}" for label, spec in specs.items())}}}
-for label, spec in specs.items():
-    guide, judge = models(spec)[1:]
-    for step, row in measure(steps_of(spec, range(spec.count))):     # step.x_t, step.x0_hat, step.shift are the pictures
-        p, q = (class_probabilities(judgement(m, step.x0_hat.clamp(-1, 1)))[:, spec.target].mean() for m in (guide, judge))
-        print(f"{{label}} t = {{step.t}}: cosine {{row['cosine'].mean():.3f}}, target probability {{p:.3f}} (guide), {{q:.3f}} (judge)")
-    save_png(image_grid(images_to_uint8(step.x_prev)), f"explorer_{{label}}.png")
-"""
+    "A few lines that reproduce settings (a dict label -> `RunSpec`), their curves and final images."
+    template = Environment(loader=PackageLoader("gradcheck", "app")).get_template("code.py.j2")
+    return template.render(specs={repr(label): spec_code(spec) for label, spec in specs.items()}) + "\n"
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #911b6e8e
 def save_run(trajectories, folder):

@@ -191,7 +191,7 @@ def test_the_code_makes_the_same_bits(trajectories, tmp_path, monkeypatch, capsy
         assert (np.asarray(Image.open(f"explorer_{label}.png")) == image_grid(t.frames[-1].x_prev)).all()
     said = capsys.readouterr().out.splitlines()
     told = [
-        f"{label} t = {f.t}: cosine {f.cosine.mean():.3f}, target probability {f.guide.mean():.3f} (guide), "
+        f"{label} t = {f.t}: cosine {f.cosine.mean():.3f}, target {f.guide.mean():.3f} (guide), "
         f"{f.judge.mean():.3f} (judge)"
         for label, t in trajectories.items()
         for f in t.frames
@@ -387,7 +387,7 @@ def test_models_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_the_explorer_starts_without_what_is_slow_to_import():
-    code = "import sys, gradcheck.explorer; print(sorted({'matplotlib', 'scipy', 'torchmetrics'} & set(sys.modules)))"
+    code = "import sys, gradcheck.app.explorer; print(sorted({'matplotlib', 'scipy', 'torchmetrics'} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
     )
