@@ -1,10 +1,14 @@
 """What the front page shows of the rest: small pictures of the figures, a list of the notebooks, and the claims in short.
 
     python nbs/front.py thumbnails [RESULTS]     # nbs/images/thumbs/*.png from RESULTS/*.png (default: results/laptop)
-    python nbs/front.py pages                    # what stands between marks in README.md, nbs/index.ipynb and nbs/guides
+    python nbs/front.py pages                    # what stands between marks in README.md, nbs/index.ipynb, nbs/guides
+    python nbs/front.py shrink NOTEBOOK ...      # pictures in few colours, until the notebook has at most 400 KB
 
-Texts are written between two marks, `<!-- NAME -->` and `<!-- /NAME -->`; tests/test_links.py compares them with what is written here."""
+Texts are written between two marks, `<!-- NAME -->` and `<!-- /NAME -->`; tests/test_readme.py compares them with what
+is written here."""
+import base64
 import csv
+import io
 import json
 import re
 import sys
@@ -35,7 +39,17 @@ IN_SHORT = (   # the beginnings of five claims' sentences: the rows of the READM
 )
 
 
-def thumbnail(path, out, width=300, height=170, colours=32):
+def few_colours(image, colours):
+    "An RGB picture as a PNG file of so many colours, the rare ones kept: a curve's colour says which curve it is."
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    few = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def thumbnail(path, out, width=320, height=180, colours=64):
     "A picture of at most `width` x `height` pixels on white, in so few colours that it takes about 10 to 25 KB."
     from PIL import Image
 
@@ -46,7 +60,7 @@ def thumbnail(path, out, width=300, height=170, colours=32):
         small = small.crop((0, 0, small.width, round(small.width * height / width)))
     small.thumbnail((width, height), Image.LANCZOS)
     out.parent.mkdir(parents=True, exist_ok=True)
-    small.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
+    out.write_bytes(few_colours(small, colours))
 
 
 def make_thumbnails(results):
@@ -56,6 +70,23 @@ def make_thumbnails(results):
             thumbnail(path, NBS / "images" / "thumbs" / f"{name}.png")
         else:
             print(f"{name}: no {path}, the picture of before stays")
+
+
+def shrink(path, largest=400_000):
+    "Re-encode the pictures of a notebook's outputs, in 64 colours, and in fewer while it is too large."
+    from PIL import Image
+
+    page = json.loads(path.read_text(encoding="utf-8"))
+    outputs = [o["data"] for c in page["cells"] for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
+    pictures = [base64.b64decode("".join(data["image/png"])) for data in outputs]
+    for colours in (64, 48, 32, 24):
+        for data, picture in zip(outputs, pictures):
+            small = few_colours(Image.open(io.BytesIO(picture)).convert("RGB"), colours)
+            data["image/png"] = base64.b64encode(min(picture, small, key=len)).decode() + "\n"
+        text = json.dumps(page, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if len(text.encode()) <= largest:
+            break
+    path.write_text(text, encoding="utf-8")
 
 
 def first_cell(path):
@@ -160,5 +191,8 @@ if __name__ == "__main__":
         make_thumbnails(*rest or [ROOT / "results" / "laptop"])
     elif what == "pages":
         write_pages()
+    elif what == "shrink":
+        for path in rest:
+            shrink(Path(path))
     else:
-        sys.exit(f"'{what}' is not known here; write thumbnails or pages.")
+        sys.exit(f"'{what}' is not known here; write thumbnails, pages or shrink.")

@@ -1,4 +1,4 @@
-"""The package as it is shipped: in sync with the notebooks, importable module by module, and from a wheel in an empty environment."""
+"""The package as it is shipped: in sync with the notebooks, importable module by module, from a wheel without notebooks."""
 import os
 import re
 import shutil
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for p in (ROOT / "gradcheck").rglob("*.py") if not p.stem.startswith("_"))
 NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in MODULES]
-NEEDS_WIDGETS = "gradcheck.app.explorer"                                # the one module that needs the extra `notebooks`
+NEEDS_WIDGETS = "gradcheck.app.explorer"                                # the one that needs the extra `notebooks`
 BIN = Path(sys.executable).parent
 
 

@@ -1,4 +1,4 @@
-"""What the linter does not see: the lines of modules and Markdown-free cells, what a notebook keeps, and how large it is."""
+"""What the linter does not see: the lines of generated modules, what a notebook keeps, and how large it is."""
 import json
 import re
 
