@@ -50,7 +50,7 @@ def few_colours(image, colours):
 
 
 def thumbnail(path, out, width=320, height=180, colours=64):
-    "A picture of at most `width` x `height` pixels on white, in so few colours that it takes about 10 to 25 KB."
+    "A picture in the middle of `width` x `height` white pixels, in so few colours that it takes about 10 KB."
     from PIL import Image
 
     image = Image.open(path).convert("RGBA")
@@ -59,8 +59,10 @@ def thumbnail(path, out, width=320, height=180, colours=64):
     if small.height > small.width:                                          # a long table: its upper part
         small = small.crop((0, 0, small.width, round(small.width * height / width)))
     small.thumbnail((width, height), Image.LANCZOS)
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(few_colours(small, colours))
+    out.write_bytes(few_colours(canvas, colours))
 
 
 def make_thumbnails(results):
