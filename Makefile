@@ -42,9 +42,9 @@ test-browser: .venv/installed
 	command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium > /dev/null)
 	$(BIN)/pytest -q -m browser tests
 
-# Jupyter refuses to run as root unless it is told to.
+# JupyterLab at the project's folder, with the front page open. It refuses to run as root unless it is told to.
 lab: .venv/installed
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 bench: .venv/installed
 	$(BIN)/gradcheck bench

@@ -32,7 +32,7 @@ def generator(seed=0):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    "The command line in this process: exit code, output, errors. What is unforeseen is raised, never hidden in a sentence."
+    "The command line in this process: exit code, output, errors. What is unforeseen is raised, not put in a sentence."
     from gradcheck.cli import main
 
     monkeypatch.setenv("GRADCHECK_DEBUG", "1")

@@ -1,4 +1,4 @@
-"""The package as it is shipped: in sync with the notebooks, importable module by module, from a wheel without notebooks."""
+"""The package as it is shipped: in sync with the notebooks, importable module by module, and from a bare wheel."""
 import os
 import re
 import shutil
