@@ -1,4 +1,4 @@
-"""What the front page shows of the rest: small pictures of the figures, a list of the notebooks, and the claims in short.
+"""What the front page shows of the rest: small pictures of the figures, the list of notebooks, the claims in short.
 
     python nbs/front.py thumbnails [RESULTS]     # nbs/images/thumbs/*.png from RESULTS/*.png (default: results/laptop)
     python nbs/front.py pages                    # what stands between marks in README.md, nbs/index.ipynb, nbs/guides
@@ -140,7 +140,7 @@ def claims_in_short():
     for beginning in IN_SHORT:
         claim = next((c for c in claims if c["claim"].startswith(beginning)), None)
         if claim:
-            effect, low, high = (f"{float(claim[k]):+.2f}" for k in ("effect", "low", "high"))
+            effect, low, high = (f"{float(claim[k] or 'nan'):+.2f}" for k in ("effect", "low", "high"))
             rows.append(f"| {claim['verdict']} | {claim['claim']} | {effect} ({low} to {high}) |")
     return "\n".join(rows)
 

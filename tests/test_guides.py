@@ -13,6 +13,7 @@ from PIL import Image
 from test_celeba import paint
 
 PAGES = [README, *GUIDES]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 ELSEWHERE = {"gradcheck bench": "tests/test_cli.py"}
 NOT_YET = ("gradcheck compare", "--write-back")     # new commands: take them out of here once they are in this branch
@@ -128,3 +129,16 @@ def test_each_command_of_the_command_line_is_in_a_guide():
     assert known <= shown, known - shown
     assert all(any(new in c for new in NOT_YET) or shlex.split(c)[1] in known
                for c in COMMANDS if c.startswith("gradcheck "))
+
+
+@pytest.mark.parametrize("command", commands(CONTRIBUTING))
+def test_what_contributors_are_told_to_call_is_there(command):
+    "The programs and the paths; what they do is what the other tests, or CI, do."
+    program, *rest = shlex.split(command)
+    if program == "make":
+        subprocess.run(["make", "-n", *rest], check=True, capture_output=True, cwd=ROOT)
+    else:
+        assert (Path(sys.executable).parent / program).is_file()
+    for word in rest:
+        if "/" in word:
+            assert (ROOT / word).exists(), word

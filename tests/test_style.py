@@ -40,7 +40,9 @@ def test_no_line_of_a_module_is_too_long(path):
     assert [line for line in text.splitlines() if len(line) > 120] == []
 
 
-def test_every_notebook_begins_with_its_title_and_a_sentence():
-    for path in NOTEBOOKS:
-        lines = cells(path)[0].splitlines()
-        assert lines[0].startswith("# ") and any(line.startswith("> ") for line in lines), name(path)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_notebook_begins_with_its_title_a_sentence_and_where_to_go(path):
+    first = cells(path)[0]
+    assert first.startswith("# ")
+    assert "\n> " in first
+    assert re.search(r"^\*before: .*next: .*used in: .*\*$", first, re.M), "*before: ... · next: ... · used in: ...*"
