@@ -1,6 +1,6 @@
 """What the front page shows of the rest: small pictures of the figures, the list of notebooks, the claims in short.
 
-    python nbs/front.py thumbnails [RESULTS]     # nbs/images/thumbs/*.png from RESULTS/*.png (default: results/laptop)
+    python nbs/front.py thumbnails [RESULTS]     # small pictures, from RESULTS/*.png (default: results/laptop)
     python nbs/front.py pages                    # what stands between marks in README.md, nbs/index.ipynb, nbs/guides
     python nbs/front.py shrink NOTEBOOK ...      # pictures in few colours, until the notebook has at most 400 KB
 
@@ -66,12 +66,19 @@ def thumbnail(path, out, width=320, height=180, colours=64):
 
 
 def make_thumbnails(results):
+    "The small pictures of the front page, and the README's figure, from a folder of results."
+    from PIL import Image
+
     for name in FIGURES:
         path = Path(results) / f"{name}.png"
         if path.is_file():
             thumbnail(path, NBS / "images" / "thumbs" / f"{name}.png")
         else:
             print(f"{name}: no {path}, the picture of before stays")
+    if (Path(results) / "figure_2.png").is_file():
+        figure = Image.open(Path(results) / "figure_2.png").convert("RGB")
+        figure.thumbnail((1200, 1200), Image.LANCZOS)
+        (NBS / "images" / "figure_2.png").write_bytes(few_colours(figure, 64))
 
 
 def shrink(path, largest=400_000):

@@ -27,3 +27,9 @@ def test_links_lead_somewhere(path):
 def test_what_is_taken_for_a_link():
     text = "[a](x.ipynb) ![b](y/z.png) [c](n.ipynb#The-end) [d](https://e.org) [e](#here) [![f](g.png)](h.md) `[i](j)`"
     assert links(text) == ["x.ipynb", "y/z.png", "n.ipynb", "g.png", "h.md"]
+
+
+def test_every_picture_is_shown_somewhere():
+    shown = {(path.parent / link).resolve() for path in PAGES for link in links(text_of(path))}
+    images = [p for p in (ROOT / "nbs" / "images").rglob("*.*") if p.suffix in (".png", ".gif", ".svg")]
+    assert [p.name for p in images if p.resolve() not in shown] == []
