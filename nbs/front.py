@@ -44,7 +44,7 @@ def few_colours(image, colours):
     from PIL import Image
 
     buffer = io.BytesIO()
-    few = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     few.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
@@ -78,7 +78,7 @@ def make_thumbnails(results):
     if (Path(results) / "figure_2.png").is_file():
         figure = Image.open(Path(results) / "figure_2.png").convert("RGB")
         figure.thumbnail((1200, 1200), Image.LANCZOS)
-        (NBS / "images" / "figure_2.png").write_bytes(few_colours(figure, 64))
+        (NBS / "images" / "figure_2.png").write_bytes(few_colours(figure, 128))
 
 
 def shrink(path, largest=400_000):
