@@ -13,6 +13,9 @@ def requirements(name):
     return cfg.get(name, "").split()
 
 
+EXTRAS = {extra: requirements(f"{extra}_requirements") for extra in ("notebooks", "diffusers", "dask")}
+EXTRAS["dev"] = [*requirements("dev_requirements"), *(name for extra in EXTRAS.values() for name in extra)]
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -30,7 +33,7 @@ setup(
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={extra: requirements(f"{extra}_requirements") for extra in ("dev", "diffusers", "dask")},
+    extras_require=EXTRAS,
     entry_points={
         "console_scripts": requirements("console_scripts"),
         "nbdev": [f"gradcheck={cfg['lib_path']}._modidx:d"],

@@ -1,5 +1,4 @@
 """Shared by all tests: one thread per worker, a cache of their own, and a check that nothing touches the global RNG."""
-
 import sys
 
 import pytest
@@ -33,12 +32,19 @@ def generator(seed=0):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
+    "The command line in this process: exit code, output, errors. What is unforeseen is raised, not put in a sentence."
     from gradcheck.cli import main
+
+    monkeypatch.setenv("GRADCHECK_DEBUG", "1")
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["gradcheck", *map(str, args)])
-        try: main(); code = 0
-        except SystemExit as e: code = e.code or 0
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
         out = capsys.readouterr()
         return code, out.out, out.err
+
     return call

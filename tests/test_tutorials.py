@@ -1,6 +1,6 @@
-"""Every tutorial runs from top to bottom by papermill, at a size that says nothing about science. (`make tutorials`
-runs them at their own size.)"""
+"""Every tutorial runs from top to bottom by papermill, at a size that says nothing about science.
 
+(`make tutorials` runs them at their own size.)"""
 import json
 from pathlib import Path
 
@@ -10,11 +10,17 @@ import pytest
 from gradcheck.paper.reproduce import check_parameters
 
 TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
-SMALL = {  # tutorial -> parameters of the small run
+SMALL = {   # tutorial -> parameters of the small run
     "guide_your_own_model": dict(steps=2, count=2, updates=2, preset="smoke"),
     "paper_vs_corrected": dict(preset="smoke", steps=2, count=2, resamples=3),
     "the_truth_in_two_dimensions": dict(
-        count=60, repeats=2, steps=12, smallest=-4, largest=-1, cloud=300, times=[350, 50]
+        count=60,
+        repeats=2,
+        steps=12,
+        smallest=-4,
+        largest=-1,
+        cloud=300,
+        times=[350, 50],
     ),
     "gradient_microscope": dict(count=2, steps=6, repeats=2, lag=2, unclipped=2, out=None),
 }
@@ -22,18 +28,20 @@ SMALL = {  # tutorial -> parameters of the small run
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in TUTORIALS.glob("*.ipynb")))
 def test_a_tutorial_runs_and_shows_pictures(name, tmp_path):
-    source = TUTORIALS / f"{name}.ipynb"
-    check_parameters(source, SMALL[name])
-    places = {"out": str(tmp_path)} if "out" in set(pm.inspect_notebook(str(source))) - set(SMALL[name]) else {}
+    source, done = TUTORIALS / f"{name}.ipynb", tmp_path / "out.ipynb"
+    parameters = dict(SMALL[name])
+    check_parameters(source, parameters)
+    if "out" in set(pm.inspect_notebook(str(source))) - set(parameters):
+        parameters["out"] = str(tmp_path)
     pm.execute_notebook(
         str(source),
-        str(tmp_path / "out.ipynb"),
-        SMALL[name] | places,
+        str(done),
+        parameters,
         kernel_name="python3",
         language="python",
         cwd=str(TUTORIALS),
         progress_bar=False,
     )
-    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    cells = json.loads(done.read_text(encoding="utf-8"))["cells"]
     pictures = [o for c in cells for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
     assert pictures, "a tutorial without a picture"
