@@ -6,7 +6,7 @@
 __all__ = ['UNKNOWN', 'FILES', 'PACKAGE_FILES', 'TEMPLATES', 'claims_text', 'described', 'inline', 'picture_of', 'table_of',
            'entry', 'entries_of', 'claims_of', 'write_page']
 
-# %% ../../nbs/5_paper/10_page.ipynb #2fabb6d4
+# %% ../../nbs/5_paper/10_page.ipynb #73c0ca06
 import base64
 import io
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core import UserError, write_bytes
 from .figures import FIGURES
-from ..runs.records import in_brief, interval, read_numbers, read_sidecar, setting_of
+from ..runs.records import in_brief, interval, read_claims, read_sidecar, setting_of
 
 # %% ../../nbs/5_paper/10_page.ipynb #594b61fb
 def claims_text(claims):
@@ -104,7 +104,7 @@ def entry(folder, figure):
         files={f"{figure}.{e}": name for e, name in FILES.items() if (folder / f"{figure}.{e}").is_file()},
     )
 
-# %% ../../nbs/5_paper/10_page.ipynb #af6a692f
+# %% ../../nbs/5_paper/10_page.ipynb #05dfb355
 def entries_of(folder):
     "(entries, sentences): the figures in `folder` that can be shown together, and why the others cannot."
     entries, left_out = [], []
@@ -121,10 +121,8 @@ def entries_of(folder):
 
 def claims_of(folder):
     "The rows of claims.csv, as dicts with `interval` in words; `UserError` if they cannot be used."
-    table = read_numbers(folder / "claims.csv")
-    missing = {"claim", "where", "statistic", "unit", "effect", "low", "high", "verdict"} - {*table}
-    if missing: raise UserError(f"claims.csv has no column {', '.join(sorted(missing))}; make claims again.")
-    defaults = dict(kind="", short="", beside="")
+    table = read_claims(folder / "claims.csv")
+    defaults = dict.fromkeys(("where", "statistic", "unit", "kind", "short", "beside"), "")
     return [defaults | row | dict(interval=interval(row)) for row in table.to_dict("records")]
 
 # %% ../../nbs/5_paper/10_page.ipynb #c3b2325c
