@@ -95,7 +95,9 @@ def few_colours(png, colours=256):
     picture, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
     flat = Image.new("RGB", picture.size, "white")
     flat.paste(picture, mask=picture.getchannel("A") if "A" in picture.getbands() else None)
-    flat.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    # median cut turns a light blue band purple; greatest coverage with k-means keeps the colours of curves
+    palette = flat.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+    palette.save(buffer, "PNG", optimize=True)
     return min(buffer.getvalue(), png, key=len)
 
 def figure_bytes(fig, suffix, dpi=200):
