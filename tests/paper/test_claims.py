@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.paper.claims import CLAIMS, Claim, Evidence, decide, fid_at, fid_effect, gain_at_equal_probability, target_probability, trade_off, verdict
+from gradcheck.paper.claims import CLAIMS, Claim, Evidence, decide, target_probability, trade_off, verdict
+from gradcheck.runs.tradeoff import fid_at, fid_effect, gain_at_equal_probability
 from gradcheck.runs.effects import Effect, paired_effect
 from gradcheck.paper.presets import get_preset, spec_for
 from gradcheck.runs.metrics import FID, draws_with_replacement, judge_features, resampled_fid
@@ -45,7 +46,7 @@ def test_planted_similarity_through_a_real_claim(effect, expected):
 
 def planted_verdicts(effect, simulations, n=48, seed=0):
     rng = np.random.default_rng(seed)
-    claim = Claim("planted", "here", "mean difference", "", lambda d: paired_effect(d, 0 * d, resamples=500))
+    claim = Claim("planted", "here", "mean difference", lambda d: paired_effect(d, 0 * d, resamples=500))
     return [decide([claim], rng.normal(effect, 1, n))["verdict"][0] for _ in range(simulations)]
 
 
