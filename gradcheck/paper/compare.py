@@ -108,7 +108,7 @@ def check_comparable(figure, sidecar, known, results):
             words = f"{name}: {mine}, in the reference {theirs}"
             raise UserError(f"{which} by other models ({words}); compare results of the same weights.")
 
-# %% ../../nbs/5_paper/11_compare.ipynb #61224c2f
+# %% ../../nbs/5_paper/11_compare.ipynb #d04f4676
 ABSENT = "not there"
 
 def compared_claims(reference, table):
@@ -118,6 +118,7 @@ def compared_claims(reference, table):
         for t in (reference, table)
     )
     both = left.merge(right, "outer", "claim", suffixes=("", HERE)).fillna(ABSENT)
+    both = both.set_index("claim").loc[[*dict.fromkeys([*left["claim"], *right["claim"]])]].reset_index()
     known = (both["verdict"] != ABSENT) & (both["verdict" + HERE] != ABSENT)
     return both.assign(changed=known & (both["verdict"] != both["verdict" + HERE]))
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LATEX', 'TEMPLATES', 'paired', 'resampled', 'clear_best', 'as_markdown', 'in_latex', 'as_latex', 'as_html']
 
-# %% ../../nbs/5_paper/06_tables.ipynb #5986ff37
+# %% ../../nbs/5_paper/06_tables.ipynb #6510dfa7
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from .claims import verdict
 from ..runs.effects import paired_effect, resampled_effect
+from ..runs.verdicts import verdict
 
 # %% ../../nbs/5_paper/06_tables.ipynb #0b76a803
 def paired(best, other, sign):

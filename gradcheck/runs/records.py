@@ -51,7 +51,7 @@ def read_sidecar(path):
             raise UserError(f"{str(path)!r} does not say how its runs were made; {again}.")
     return sidecar
 
-# %% ../../nbs/4_runs/09_records.ipynb #fa7925c4
+# %% ../../nbs/4_runs/09_records.ipynb #9f9b18e6
 def read_numbers(path):
     """A figure's CSV as a table with at least one row, empty text as "".
 
@@ -73,7 +73,7 @@ def read_claims(path):
     table = read_numbers(path)
     missing = [c for c in CLAIM_COLUMNS if c not in table]
     if missing: raise UserError(f"{str(path)!r} has no column {', '.join(missing)}; make claims again.")
-    if not table["verdict"].isin(VERDICTS).all(): raise UserError(f"{str(path)!r} is torn or foreign; make claims again.")
+    if not table["verdict"].isin(VERDICTS).all(): raise UserError(f"{str(path)!r} is torn; make claims again.")
     return table
 
 # %% ../../nbs/4_runs/09_records.ipynb #0e6cac33
@@ -119,12 +119,14 @@ def in_brief(setting):
     others = [f"{k} {v}" for k, v in setting if k != "preset"]
     return ", ".join([dict(setting)["preset"], *others])
 
-# %% ../../nbs/4_runs/09_records.ipynb #cbb4261f
+# %% ../../nbs/4_runs/09_records.ipynb #c06c16c9
 TOLERANCE = 0.05                                                # of the largest value in a column
 SHARES = ("accuracy", "share of", "one ball", "right_mean")
 SPREADS = {"std", "low", "high", "images", "samples"}           # columns with these words describe other numbers
 
-def is_spread(column): return not SPREADS.isdisjoint(column.replace("_", " ").split())
+def is_spread(column):
+    "Does a column describe how sure others are, such as std or images?"
+    return not column.startswith(SHARES) and not SPREADS.isdisjoint(column.replace("_", " ").split())
 
 def spread_of(column):
     "The column that holds the standard deviation over images of this one, where a table has it."

@@ -1,6 +1,4 @@
-"""The page in a real browser: headless Chromium, a laptop's screen and a phone's. `make test-browser` installs what it
-needs."""
-
+"""The page in headless Chromium, on a laptop's screen and a phone's. `make test-browser` installs what it needs."""
 import shutil
 from pathlib import Path
 
@@ -29,11 +27,13 @@ def browser():
 def page_file(tmp_path):
     "A page with two figures of the smoke preset, and a claim in each verdict, planted."
     reproduce(["figure_3", "figure_4"], "smoke", tmp_path, report=lambda text: None)
-    planted = decide(CLAIMS[:1] * 3, evidence(0.5, 0.4)).assign(
-        verdict=["holds", "does not hold", "undecided"], beside="something to know with it " * 12
-    )
-    write_bytes(tmp_path / "smoke" / "claims.csv", planted.to_csv(index=False).encode())
-    return write_page(tmp_path / "smoke")
+    folder, verdicts = tmp_path / "smoke", ["holds", "does not hold", "undecided"]
+    planted = decide(CLAIMS[:1] * 3, evidence(0.5, 0.4)).assign(verdict=verdicts, beside="something to know " * 16)
+    write_bytes(folder / "claims.csv", planted.to_csv(index=False).encode("utf-8"))
+    sidecar = (folder / "figure_3.json").read_text(encoding="utf-8").replace('"figure_3"', '"claims"')
+    write_bytes(folder / "claims.json", sidecar.encode("utf-8"))
+    write_bytes(folder / "claims.png", (folder / "figure_3.png").read_bytes())
+    return write_page(folder)
 
 
 @pytest.mark.parametrize("name, width, height", [("laptop", 1280, 900), ("phone", 390, 844)])
@@ -44,15 +44,10 @@ def test_the_page_stands_alone_and_fits(browser, page_file, name, width, height)
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.goto(page_file.as_uri())
     assert [r for r in requests if r != page_file.as_uri() and not r.startswith("data:")] == [] and complaints == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
-    assert (
-        page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)")
-        and page.locator("img").count() == 2
-    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width                 # no sideways scrolling
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)") and page.locator("img").count() == 3
     verdicts = page.locator("td.verdict")
-    assert verdicts.all_inner_texts() == ["holds", "does not hold", "undecided"] and all(
-        verdicts.nth(i).is_visible() for i in range(3)
-    )
+    assert verdicts.all_inner_texts() == ["holds", "does not hold", "undecided"] and all(verdicts.nth(i).is_visible() for i in range(3))
     for link in page.locator("a").all(): assert (page_file.parent / link.get_attribute("href")).is_file()
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"page_{name}.png", full_page=True)
