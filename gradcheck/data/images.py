@@ -182,7 +182,7 @@ def held_out(targets, names):
         if held[inside].all(): held[inside[-1]] = False
     return held
 
-# %% ../../nbs/1_data/01_images.ipynb #19fdcb3c
+# %% ../../nbs/1_data/01_images.ipynb #c3cacd08
 def pictures_in(folder):
     "The names of the picture files in a folder, sorted: those with a suffix that Pillow reads, not hidden, and there."
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -208,11 +208,15 @@ class ImageFolder(Prepared):
         self.files = [f"{c}/{name}" for c, inside in found.items() for name in inside]
         self.targets = np.repeat(np.arange(len(found)), [len(inside) for inside in found.values()])
         self.blocks = prepare("pictures", root, self.files, size, lambda: Files(root), cache)
-        self.held, self.order = held_out(self.targets, self.files), mixed_order(self.targets, self.files)
-        self.indices = self.order[~self.held[self.order]]
+        self.held = held_out(self.targets, self.files)
+        self.indices = self.mixed(np.flatnonzero(~self.held))
+
+    def mixed(self, indices):
+        "The images `indices`, classes mixed."
+        return indices[mixed_order(self.targets[indices], [self.files[k] for k in indices])]
 
     @property
-    def held_out(self): return self.part(self.order[self.held[self.order]])
+    def held_out(self): return self.part(self.mixed(np.flatnonzero(self.held)))
 
     @property
     def identity(self): return dict(classes=list(self.label_names), size=self.canvas, images=len(self))
