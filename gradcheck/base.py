@@ -38,7 +38,8 @@ def choose(kind, name, options):
 # %% ../nbs/00_base.ipynb #130e1f22
 def _why(e):
     "What an OSError says, and what to do."
-    if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT): return "the disk is full; make room or choose another place, what is finished is kept"
+    if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room or choose another place, what is finished is kept"
     return f"{getattr(e, 'strerror', None) or e}; choose a place that can be written"
 
 def make_folder(path):
@@ -83,7 +84,8 @@ def write_bytes(path, data):
         for _ in range(3):
             with contextlib.suppress(FileNotFoundError):
                 return _write(path, folder / f".{path.name[:48]}.{secrets.token_hex(8)}.tmp", data)
-        raise UserError(f"cannot write {str(path)!r}: its folder is removed again and again; choose a place of your own.")
+        raise UserError(f"cannot write {str(path)!r}: its folder is removed again and again; "
+                        "choose a place of your own.")
     except (OSError, ValueError) as e: raise UserError(f"cannot write {str(path)[:300]!r}: {_why(e)}.") from None
 
 def _write(path, temporary, data):
@@ -99,12 +101,14 @@ def _write(path, temporary, data):
 
 # %% ../nbs/00_base.ipynb #e13f65bc
 def project_root():
-    "The folder of the project (it has nbs/ and settings.ini) that holds the working directory; else the working directory."
+    """The folder of the project (it has nbs/ and settings.ini) that holds the working directory; else the working
+    directory."""
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "settings.ini").is_file() and (p / "nbs").is_dir()), here)
 
 def command_folder():
-    "The folder in which the command was given: $GRADCHECK_FOLDER where a command runs notebooks elsewhere, else the working directory."
+    """The folder in which the command was given: $GRADCHECK_FOLDER where a command runs notebooks elsewhere, else
+    the working directory."""
     return Path(os.environ.get("GRADCHECK_FOLDER") or Path.cwd())
 
 def located(name):
@@ -114,7 +118,8 @@ def located(name):
     return command_folder() / path if (command_folder() / path).exists() else project_root() / path
 
 def cache_root(cache=None):
-    "Where prepared pictures and runs are kept: `cache`, else $GRADCHECK_CACHE, else data/cache; a relative path is in the project's folder."
+    """Where prepared pictures and runs are kept: `cache`, else $GRADCHECK_CACHE, else data/cache; a relative path is
+    in the project's folder."""
     return project_root() / (cache or os.environ.get("GRADCHECK_CACHE") or Path("data", "cache"))
 
 def command_file(name):

@@ -34,7 +34,8 @@ _all_ = ["UserError", "choose", "make_folder", "write_bytes", "absolute", "cache
 
 # %% ../nbs/00_core.ipynb #3d95b34d
 def counter_bits(seed, index, stream=0):
-    "64 random bits (uint64, shape of `index`) as a pure function of seed, index and stream (splitmix64, Steele et al. 2014)."
+    """64 random bits (uint64, shape of `index`) as a pure function of seed, index and stream (splitmix64, Steele et
+    al. 2014)."""
     with np.errstate(over="ignore"):
         z = np.asarray(index, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for word in (seed, stream):
@@ -52,8 +53,10 @@ def counter_integers(n, seed, index, stream=0):
 FEW_SEEDS, FEW_IMAGES = 2**15, 10_946
 
 def _stream(seed, index):
-    if not (0 <= seed < 2**64 and 0 <= index < 2**64): raise UserError(f"seed {seed}, image {index}: give whole numbers from 0 to 2**63 - 1.")
-    if seed < FEW_SEEDS and index < FEW_IMAGES: return torch.Generator().manual_seed((0x9E3779B1 * seed + index) % 2**32)
+    if not (0 <= seed < 2**64 and 0 <= index < 2**64):
+        raise UserError(f"seed {seed}, image {index}: give whole numbers from 0 to 2**63 - 1.")
+    if seed < FEW_SEEDS and index < FEW_IMAGES:
+        return torch.Generator().manual_seed((0x9E3779B1 * seed + index) % 2**32)
     pair = [seed % 2**32, seed >> 32, index % 2**32, index >> 32]
     words = np.random.SeedSequence(pair).generate_state(624).astype(np.uint64)
     words[1:5] = pair
@@ -69,12 +72,17 @@ def image_generators(seed, indices):
 
     Seed and indices are whole numbers from 0 to 2**63 - 1; no two pairs (seed, image) share a stream. Raises `UserError` for others."""
     try: return [_stream(operator.index(seed), operator.index(i)) for i in indices]
-    except TypeError: raise UserError(f"seed {seed!r} or an image's number is no whole number; give numbers from 0 to 2**63 - 1.") from None
+    except TypeError:
+        raise UserError(f"seed {seed!r} or an image's number is no whole number; "
+                        "give numbers from 0 to 2**63 - 1.") from None
 
 def randn(shape, generator, device="cpu"):
-    "Standard normal noise (float32) of `shape` (N, ...) from one generator, or from a list with one generator per image."
-    if isinstance(generator, torch.Generator): return torch.randn(shape, generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]: raise UserError(f"{len(generator)} generators were given for {shape[0]} images; give one per image.")
+    """Standard normal noise (float32) of `shape` (N, ...) from one generator, or from a list with one generator per
+    image."""
+    if isinstance(generator, torch.Generator):
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+    if len(generator) != shape[0]:
+        raise UserError(f"{len(generator)} generators were given for {shape[0]} images; give one per image.")
     noise = torch.empty(shape)
     for image, g in zip(noise, generator): image.normal_(generator=g)
     return noise.to(device)
@@ -82,7 +90,8 @@ def randn(shape, generator, device="cpu"):
 # %% ../nbs/00_core.ipynb #946b6d1f
 @contextlib.contextmanager
 def seeded(seed):
-    "Inside, the global torch RNG starts at `seed` (dropout and initialisation know no other source); outside it is left as it was."
+    """Inside, the global torch RNG starts at `seed` (dropout and initialisation know no other source); outside it is
+    left as it was."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -90,7 +99,8 @@ def seeded(seed):
 
 # %% ../nbs/00_core.ipynb #79c82e65
 def row_linear(x, weight, bias):
-    "`F.linear` of (N, in) computed in float64 and rounded to the dtype of `x`: a row's result does not depend on the other rows."
+    """`F.linear` of (N, in) computed in float64 and rounded to the dtype of `x`: a row's result does not depend on
+    the other rows."""
     return F.linear(x.double(), weight.flatten(1).double(), bias.double()).to(x.dtype)
 
 class RowLinear(nn.Linear):
@@ -104,7 +114,8 @@ def pick_device(name="auto"):
     kind, _, index = str(name).partition(":")
     choose("device", kind, ["auto", "cpu", "cuda"])
     if kind == "cuda" and not (torch.cuda.is_available() and (index or "0") in map(str, range(torch.cuda.device_count()))):
-        raise UserError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs; use --device cpu or auto.")
+        raise UserError(f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs; "
+                        "use --device cpu or auto.")
     return str(name)
 
 # %% ../nbs/00_core.ipynb #e94eccac
@@ -115,7 +126,8 @@ def is_function(name):
 
 @contextlib.contextmanager
 def _at_work(module):
-    "Inside, the working directory is the command's, and FILE.py can import what lies beside it, as with `python FILE.py`."
+    """Inside, the working directory is the command's, and FILE.py can import what lies beside it, as with `python
+    FILE.py`."""
     here, path, written = Path.cwd(), list(sys.path), sys.dont_write_bytecode
     if module.endswith(".py"): sys.path.insert(0, str(Path(module).resolve().parent))
     sys.dont_write_bytecode = True                                         # an edit within the same second counts
@@ -145,7 +157,8 @@ def _found(module, folder):
     return None if installed else file
 
 def _imports(source, package):
-    "The names of the modules that a source imports, in whichever function it does so; `package` is its own, for relative imports."
+    """The names of the modules that a source imports, in whichever function it does so; `package` is its own, for
+    relative imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -181,12 +194,15 @@ def source_digest(name):
     try:
         for module, file in sorted(sources(name).items()):
             digest.update(f"\n{module} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
-    except OSError as e: raise UserError(f"the code of {str(name)!r} cannot be read ({e.strerror}); give MODULE:FUNCTION or FILE.py:FUNCTION.") from None
+    except OSError as e:
+        raise UserError(f"the code of {str(name)!r} cannot be read ({e.strerror}); "
+                        "give MODULE:FUNCTION or FILE.py:FUNCTION.") from None
     return digest.hexdigest()
 
 # %% ../nbs/00_core.ipynb #975eb841
 def _told(e):
-    "An exception in one line: its kind, what it says, and the file and line that it came from, the last one that is not installed."
+    """An exception in one line: its kind, what it says, and the file and line that it came from, the last one that
+    is not installed."""
     said = " ".join(str(e).split())[:300]
     frames = [f for f in traceback.extract_tb(e.__traceback__) if "site-packages" not in f.filename and not f.filename.startswith((str(STDLIB), "<"))]
     yours = [f for f in frames if Path(f.filename).resolve() != Path(__file__).resolve()]
@@ -200,7 +216,8 @@ def file_of(name):
     loaded = getattr(sys.modules.get(module), "__file__", None)
     try: found = loaded or importlib.util.find_spec(module).origin
     except (ImportError, AttributeError, ValueError): found = None
-    if not found or not Path(found).is_file(): raise UserError(f"there is no file of the module {module!r}; give MODULE:FUNCTION or FILE.py:FUNCTION.")
+    if not found or not Path(found).is_file():
+        raise UserError(f"there is no file of the module {module!r}; give MODULE:FUNCTION or FILE.py:FUNCTION.")
     return Path(found)
 
 def _forget(folder):

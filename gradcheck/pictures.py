@@ -59,7 +59,8 @@ def _without_text(data):
     return b"".join(kept)
 
 def eight_bits(image):
-    "A picture of one channel with more than 8 bits in 8: of 65,536 levels, or of [0, 1], 255 or 2**31 levels where the file has floats or 32 bits."
+    """A picture of one channel with more than 8 bits in 8: of 65,536 levels, or of [0, 1], 255 or 2**31 levels where
+    the file has floats or 32 bits."""
     levels = np.nan_to_num(np.asarray(image, np.float32))
     top = levels.max(initial=0)
     sixteen = image.mode.startswith("I;16") or image.format == "PNG" or 255 < top < 2**16
@@ -69,7 +70,8 @@ def eight_bits(image):
 def on_white(image):
     "A Pillow image as RGB, its transparent parts white."
     if image.mode[0] in "IF": image = eight_bits(image)
-    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info: return image.convert("RGB")
+    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return image.convert("RGB")
     if image.mode == "La": image = image.convert("LA")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -106,10 +108,12 @@ def read_picture(data, size):
         with contextlib.suppress(Exception): turn = TURNS.get(image.getexif().get(0x0112))     # a damaged note is no reason to refuse
         image = _smaller(image, size) if pixels > 2**24 and min(image.size) > 4 * size else on_white(image)
         return image.transpose(Image.Transpose[turn]) if turn else image
-    except Exception as e: raise OSError(f"no whole picture ({type(e).__name__}: {e})") from None      # Pillow raises nearly anything
+    except Exception as e:
+        raise OSError(f"no whole picture ({type(e).__name__}: {e})") from None      # Pillow raises nearly anything
 
 def square(data, size):
-    "The central square of a picture file's bytes as uint8 (size, size, 3). Raises OSError if it is not a whole picture."
+    """The central square of a picture file's bytes as uint8 (size, size, 3). Raises OSError if it is not a whole
+    picture."""
     image = read_picture(data, size)
     (w, h), s = image.size, min(image.size)
     box = ((w - s) / 2, (h - s) / 2, (w + s) / 2, (h + s) / 2)

@@ -22,11 +22,13 @@ WANTED = ("get list_attr_celeba.txt, list_eval_partition.txt and img_align_celeb
           "agree to their terms, and put them into that folder")
 
 def read_lines(root, name):
-    "The name of a list and its lines, from its text or CSV file in `root` or where the download unpacks it; `UserError` if there is none."
+    """The name of a list and its lines, from its text or CSV file in `root` or where the download unpacks it;
+    `UserError` if there is none."""
     for path in (Path(root) / place / (name + suffix) for place in PLACES for suffix in (".txt", ".csv")):
         if not path.is_file(): continue
         try: return path.name, path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError): raise UserError(f"CelebA: {str(path)!r} cannot be read as text; fetch it again.") from None
+        except (OSError, ValueError):
+            raise UserError(f"CelebA: {str(path)!r} cannot be read as text; fetch it again.") from None
     raise UserError(f"CelebA: there is no {str(Path(root) / name) + '.txt'!r}; {WANTED}.")
 
 def _words(line): return line.replace(",", " ").replace(";", " ").replace('"', " ").split()
@@ -37,7 +39,8 @@ def read_attributes(root):
 
     Raises `UserError` for a file that does not hold what it announces."""
     file, lines = read_lines(root, "list_attr_celeba")
-    if len(lines) < 2: raise UserError(f"CelebA: {file} has no lines with the count and the attributes; fetch it again.")
+    if len(lines) < 2:
+        raise UserError(f"CelebA: {file} has no lines with the count and the attributes; fetch it again.")
     header = 0 if "," in lines[0] else 1
     names, rows = _words(lines[header]), [_words(row) for row in lines[header + 1:] if row.strip()]
     if header == 0 or (names and names[0] == "image_id"): names = names[1:]
@@ -47,7 +50,8 @@ def read_attributes(root):
     if not rows: raise UserError(f"CelebA: {file} lists no images; fetch it again.")
     for number, row in enumerate(rows, header + 2):
         if len(row) != len(names) + 1 or set(row[1:]) - {"1", "-1", "0"}:
-            raise UserError(f"CelebA: line {number} of {file} is not a name and {len(names)} times 1 or -1; fetch it again.")
+            raise UserError(f"CelebA: line {number} of {file} is not a name and {len(names)} times 1 or -1; "
+                            "fetch it again.")
     return names, [row[0] for row in rows], np.array([[v == "1" for v in row[1:]] for row in rows])
 
 def read_partition(root, images):
@@ -55,12 +59,15 @@ def read_partition(root, images):
     file, lines = read_lines(root, "list_eval_partition")
     split = dict(words for words in map(_words, lines) if len(words) == 2)
     unknown = [name for name in images if split.get(name) not in ("0", "1", "2")]
-    if unknown: raise UserError(f"CelebA: {file} has no split for {unknown[0]!r} ({len(unknown)} of {len(images)} images); fetch it again.")
+    if unknown:
+        raise UserError(f"CelebA: {file} has no split for {unknown[0]!r} ({len(unknown)} of {len(images)} images); "
+                        "fetch it again.")
     return np.array([int(split[name]) for name in images])
 
 # %% ../../nbs/1_data/03_celeba.ipynb #31444a9b
 class Pictures(Files):
-    "The pictures of img_align_celeba/, or of img_align_celeba.zip; `UserError` if neither is there, or has not the picture `first`."
+    """The pictures of img_align_celeba/, or of img_align_celeba.zip; `UserError` if neither is there, or has not the
+    picture `first`."""
     what = "CelebA: the picture"
 
     def __init__(self, root, first="000001.jpg"):
@@ -74,7 +81,8 @@ class Pictures(Files):
         self.archive, self.root = None, next(iter(filled), there[0] if there else None)
         if filled or self.zip is None: return
         try: self.archive = zipfile.ZipFile(self.zip)
-        except (OSError, zipfile.BadZipFile): raise UserError(f"CelebA: {str(self.zip)!r} is not a whole zip file; fetch it again.") from None
+        except (OSError, zipfile.BadZipFile):
+            raise UserError(f"CelebA: {str(self.zip)!r} is not a whole zip file; fetch it again.") from None
         self.members = {Path(name).name: name for name in self.archive.namelist()}
 
     def path(self, name): return self.zip if self.archive else self.root / name
@@ -82,13 +90,16 @@ class Pictures(Files):
     def data(self, name):
         try: return self.archive.read(self.members[name]) if self.archive else self.path(name).read_bytes()
         except (FileNotFoundError, KeyError):
-            raise UserError(f"CelebA: the picture {name!r} that the list names is missing; unpack img_align_celeba.zip again.") from None
-        except Exception as e: raise OSError(f"damaged in the zip ({type(e).__name__})") from None       # zlib, CRC, encryption
+            raise UserError(f"CelebA: the picture {name!r} that the list names is missing; "
+                            "unpack img_align_celeba.zip again.") from None
+        except Exception as e:
+            raise OSError(f"damaged in the zip ({type(e).__name__})") from None       # zlib, CRC, encryption
 
     def __call__(self, name, size):
         "The central square of a picture as uint8 (size, size, 3)."
         try: return square(self.data(name), size)
-        except OSError: raise UserError(f"CelebA: the picture {name!r} is damaged; unpack img_align_celeba.zip again.") from None
+        except OSError:
+            raise UserError(f"CelebA: the picture {name!r} is damaged; unpack img_align_celeba.zip again.") from None
 
 # %% ../../nbs/1_data/03_celeba.ipynb #0382a399
 class CelebA(Prepared):

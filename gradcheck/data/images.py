@@ -43,7 +43,8 @@ class ImageData(torch.utils.data.Dataset):
         return other
 
     def batches(self, batch_size, seed=0, start=0):
-        "An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so it resumes at `start` without memory."
+        """An infinite stream of `(images, labels)`; batch k depends on `seed` and k alone, so it resumes at `start`
+        without memory."""
         while True:
             order = np.arange(start * batch_size, (start + 1) * batch_size)
             yield self.batch(counter_integers(len(self), seed, order, stream=7))
@@ -57,7 +58,8 @@ def data_cache(cache=None): return cache_root(cache)
 def _text(strings): return "\n".join(strings).encode("utf-8", "surrogateescape")
 
 class Files:
-    "The source of `prepare`: pictures in files under `root`. `what` begins the sentence about a picture that cannot be read."
+    """The source of `prepare`: pictures in files under `root`. `what` begins the sentence about a picture that
+    cannot be read."""
     what = "the picture"
 
     def __init__(self, root): self.root = Path(root)
@@ -77,11 +79,14 @@ class Files:
     def __call__(self, file, size):
         "The central square of a picture as uint8 (size, size, 3); `UserError` for a damaged one."
         try: return square(self.data(file), size)
-        except OSError: raise UserError(f"{self.what} {str(self.path(file))!r} is damaged or too large; replace or remove it.") from None
+        except OSError:
+            raise UserError(f"{self.what} {str(self.path(file))!r} is damaged or too large; "
+                            "replace or remove it.") from None
 
 # %% ../../nbs/1_data/01_images.ipynb #703dead2
 class _Sources:
-    "Resized pictures in blocks of `length` on disk, memory-mapped; a block is verified when it is first read, and made again if it is damaged."
+    """Resized pictures in blocks of `length` on disk, memory-mapped; a block is verified when it is first read, and
+    made again if it is damaged."""
     def __init__(self, folder, files, size, reader):
         self.folder, self.files, self.size, self.reader = folder, files, size, reader
         self.length = max(1, BLOCK * 64**2 // max(size, 64)**2)
@@ -105,7 +110,8 @@ class _Sources:
         note = self.note(k)
         if not (note and self.path(k).is_file()): return False
         try: source = self.reader()
-        except UserError: return True                                      # the sources are gone; what was made of them stays
+        except UserError:
+            return True                                      # the sources are gone; what was made of them stays
         stat = source.stat(self.names(k))
         if stat in (None, note.get("stat")): return True
         if source.content(self.names(k)) != note.get("content"): return False
@@ -138,7 +144,9 @@ class Blocks(_Sources):
         "Block k, uint8 (N, size, size, 3)."
         if k not in self.maps:
             if not self.whole(k): self.make(k)
-            if not self.whole(k): raise UserError(f"the prepared pictures {str(self.path(k))!r} are damaged as soon as they are written; choose another $GRADCHECK_CACHE.")
+            if not self.whole(k):
+                raise UserError(f"the prepared pictures {str(self.path(k))!r} are damaged as soon as they are written; "
+                                "choose another $GRADCHECK_CACHE.")
             self.maps[k] = np.load(self.path(k), mmap_mode="r")
         return self.maps[k]
 
@@ -166,7 +174,8 @@ class Prepared(ImageData):
 def _hash(name): return int(hashlib.sha256(_text([name])).hexdigest(), 16)
 
 def mixed_order(targets, names):
-    "Positions (N,) in an order that depends on the names alone and whose every prefix holds the classes `targets` (N,) in proportion."
+    """Positions (N,) in an order that depends on the names alone and whose every prefix holds the classes `targets`
+    (N,) in proportion."""
     targets, place = np.asarray(targets), np.empty(len(targets))
     for c in np.unique(targets):
         inside = sorted(np.flatnonzero(targets == c), key=lambda k: _hash(names[k]))
@@ -174,7 +183,8 @@ def mixed_order(targets, names):
     return np.lexsort((targets, place))
 
 def held_out(targets, names):
-    "Which pictures are held out, bool (N,): about one in ten, by the hash of its name, of each class at least one and not all."
+    """Which pictures are held out, bool (N,): about one in ten, by the hash of its name, of each class at least one
+    and not all."""
     held, targets = np.array([_hash(name) % 10 == 0 for name in names]), np.asarray(targets)
     for c in np.unique(targets):
         inside = sorted(np.flatnonzero(targets == c), key=lambda k: _hash(names[k]))
@@ -187,7 +197,8 @@ def pictures_in(folder):
     "The names of the picture files in a folder, sorted: those with a suffix that Pillow reads, not hidden, and there."
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     try: found = [f for f in Path(folder).iterdir() if f.suffix.lower() in readable and not f.name.startswith(".") and f.is_file()]
-    except OSError as e: raise UserError(f"the folder {str(folder)!r} cannot be read ({e.strerror}); choose one that can.") from None
+    except OSError as e:
+        raise UserError(f"the folder {str(folder)!r} cannot be read ({e.strerror}); choose one that can.") from None
     return sorted(f.name for f in found)
 
 class ImageFolder(Prepared):
@@ -201,10 +212,13 @@ class ImageFolder(Prepared):
         self.label_names = tuple(os.fsencode(name).decode("utf-8", "replace") for name in folders)
         found = {c: pictures_in(self.root / c) for c in folders}
         if len(found) < 2:
-            raise UserError(f"{str(root)!r} holds {len(found)} folders; give a folder with one folder of pictures per class, at least two.")
+            raise UserError(f"{str(root)!r} holds {len(found)} folders; "
+                            "give a folder with one folder of pictures per class, at least two.")
         for c, inside in found.items():
             if not inside: raise UserError(f"{str(self.root / c)!r} holds no pictures; every class needs some.")
-            if len(inside) < 2: raise UserError(f"{str(self.root / c)!r} holds one picture; every class needs two, of which one is held out.")
+            if len(inside) < 2:
+                raise UserError(f"{str(self.root / c)!r} holds one picture; "
+                                "every class needs two, of which one is held out.")
         self.files = [f"{c}/{name}" for c, inside in found.items() for name in inside]
         self.targets = np.repeat(np.arange(len(found)), [len(inside) for inside in found.values()])
         self.blocks = prepare("pictures", root, self.files, size, lambda: Files(root), cache)

@@ -25,23 +25,29 @@ DATASETS = {
 }
 
 def get_dataset(name, **options):
-    "A data set by name; `options` that are None are left out. `UserError` for an option that this data set does not have."
+    """A data set by name; `options` that are None are left out. `UserError` for an option that this data set does
+    not have."""
     make = DATASETS[choose("dataset", name, DATASETS)]
     given = {k: v for k, v in options.items() if v is not None}
     for option in given: choose(f"option of {name}", option, signature(make).parameters)
     missing = [k for k, p in signature(make).parameters.items() if p.default is p.empty and k not in given]
-    if missing: raise UserError(f"the data set {name!r} needs --{missing[0]}; give the folder of your pictures, one folder per class inside.")
+    if missing:
+        raise UserError(f"the data set {name!r} needs --{missing[0]}; "
+                        "give the folder of your pictures, one folder per class inside.")
     return checked(make(**given), name)
 
 def checked(data, name):
-    "`data`, if it holds images to train on and images held out, which every score needs; else a `UserError`, before any work is done."
+    """`data`, if it holds images to train on and images held out, which every score needs; else a `UserError`,
+    before any work is done."""
     for what, part in (("images", data), ("held-out images", getattr(data, "held_out", None))):
-        if part is not None and not len(part): raise UserError(f"the data set {str(name)!r} has no {what}; give more pictures.")
+        if part is not None and not len(part):
+            raise UserError(f"the data set {str(name)!r} has no {what}; give more pictures.")
     return data
 
 @lru_cache(maxsize=4)
 def open_data(name, size=64):
-    "The data set of a name (see the table above), its images `size` x `size`; `UserError` for a name that is none, or images of another size."
+    """The data set of a name (see the table above), its images `size` x `size`; `UserError` for a name that is none,
+    or images of another size."""
     kind, _, rest = str(name).partition(":")
     if kind == "sportballs" and rest in ("", *DRAWS): data = SportBalls(draws=rest or "independent", canvas=size, base=size // 2)
     elif kind == "celeba":

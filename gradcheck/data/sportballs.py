@@ -111,7 +111,8 @@ def _load_sprite(file):
         if image.mode in ("P", "LA", "PA") and ("transparency" in image.info or image.mode != "P"): image = image.convert("RGBA")
     except Exception:                                                      # Pillow raises nearly anything
         raise UserError(f"sprite {str(file)!r} cannot be read as a PNG; replace it by an RGBA PNG.") from None
-    if image.mode != "RGBA": raise UserError(f"sprite {str(file)!r} is {image.mode}, not RGBA; save it with a transparent background.")
+    if image.mode != "RGBA":
+        raise UserError(f"sprite {str(file)!r} is {image.mode}, not RGBA; save it with a transparent background.")
     rgba = torch.from_numpy(np.array(image.resize((256, 256), Image.LANCZOS))).permute(2, 0, 1) / 255
     return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
 
@@ -128,7 +129,8 @@ def render_rotations(sprite, size, oversample=4):
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #1fb23ba5
 def draw_factors(ranges, seed, index, draws):
-    "One integer below n for each factor `{name: n}` and each index; coupled factors share one random word (y alone has its own)."
+    """One integer below n for each factor `{name: n}` and each index; coupled factors share one random word (y alone
+    has its own)."""
     streams = dict.fromkeys(ranges, 0) | {"y": 1} if draws == "coupled" else {name: k for k, name in enumerate(ranges)}
     return {name: counter_integers(n, seed, index, streams[name]) for name, n in ranges.items()}
 
@@ -155,7 +157,8 @@ class Factors(ImageData):
         return plain | dict(classes=list(self.classes), sprites=drawn)
 
     def factors(self, i):
-        "The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px); int64 (N, balls) each."
+        """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px);
+        int64 (N, balls) each."""
         index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[:, None] * self.balls + np.arange(self.balls)
         ranges = dict(label=len(self.classes), x=self.canvas - self.base, y=self.canvas - self.base, rotation=360, size=len(self.sizes))
         drawn = draw_factors(ranges, self.seed, index, self.draws)
@@ -189,7 +192,8 @@ class Painted(Factors):
         return torch.from_numpy(masks)
 
     def placed(self, f):
-        "Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture (s, s, 4), uint8."
+        """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture
+        (s, s, 4), uint8."""
         for n, k in np.ndindex(f["x"].shape):
             label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
             yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
