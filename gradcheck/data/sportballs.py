@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprites', 'render_rotations', 'draw_factors', 'paste',
-           'SportBalls']
+           'Factors', 'Painted', 'SportBalls']
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #d1f38429
+# %% ../../nbs/1_data/02_sportballs.ipynb #19ae5660
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..core import UserError, choose, counter_integers
-from .images import ImageData
+from .images import ImageData, pictures_in
 
 CLASSES = ("baseball", "basketball", "volleyball", "soccer ball")
 DRAWS = ("independent", "coupled")
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #eb1b2955
+# %% ../../nbs/1_data/02_sportballs.ipynb #95386302
 def _near(distance, width, color, rgb):
     "Paint `color` over `rgb` (..., 3) wherever |distance| < width."
     return np.where((np.abs(distance) < width)[..., None], np.array(color, np.float32), rgb)
@@ -45,26 +45,24 @@ def _basketball(u, v, z):
         rgb = _near(seam, 0.075, (0.12, 0.07, 0.05), rgb)
     return rgb
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #a9fcb1dc
+# %% ../../nbs/1_data/02_sportballs.ipynb #a556d3fc
 def _volleyball(u, v, z):
     "Three groups of blue and yellow stripes that turn around the centre."
     angle = np.mod(np.arctan2(v, u) + 0.55 * np.hypot(u, v), 2 * np.pi)
     sector = angle // (2 * np.pi / 3)
     local = np.hypot(u, v) * np.sin(angle - sector * 2 * np.pi / 3)          # distance from the sector's first edge
     stripe = np.floor(local * 3).astype(int) % 2
-    rgb = np.where(
-        (stripe == 0)[..., None], np.array((0.13, 0.27, 0.66), np.float32), np.array((0.99, 0.84, 0.25), np.float32)
-    )
+    blue, yellow = np.array([(0.13, 0.27, 0.66), (0.99, 0.84, 0.25)], np.float32)
+    rgb = np.where((stripe == 0)[..., None], blue, yellow)
     rgb = _near(np.mod(local * 3 + 0.5, 1) - 0.5, 0.07, (0.97, 0.97, 0.97), rgb)
     return _near(local, 0.05, (0.97, 0.97, 0.97), rgb)
 
 def _icosahedron():
     "The 12 corners, one of them towards the viewer (unit vectors, (12, 3))."
     ring = np.arange(5) * 2 * np.pi / 5
-    low, high = [
-        np.stack([np.cos(a) * 2, np.sin(a) * 2, s * np.ones(5)], 1) / 5**0.5
-        for a, s in ((ring, 1), (ring + np.pi / 5, -1))
-    ]
+    low = np.stack([np.cos(ring) * 2, np.sin(ring) * 2, np.ones(5)], 1) / 5**0.5
+    turned = ring + np.pi / 5
+    high = np.stack([np.cos(turned) * 2, np.sin(turned) * 2, -np.ones(5)], 1) / 5**0.5
     return np.concatenate([[(0, 0, 1)], low, high, [(0, 0, -1)]])
 
 def _soccer_ball(u, v, z):
@@ -82,7 +80,7 @@ def _soccer_ball(u, v, z):
         rgb = np.where(((out < 0.34) & (n @ c > 0))[..., None], np.array((0.07, 0.07, 0.09), np.float32), rgb)
     return rgb
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #c05271c0
+# %% ../../nbs/1_data/02_sportballs.ipynb #f59ecc84
 PAINTERS = dict(zip(CLASSES, (_baseball, _basketball, _volleyball, _soccer_ball)))
 
 @cache
@@ -102,7 +100,7 @@ def load_sprites(folder):
     """User sprites: the image files of a folder, one class each in the order of their names, as {name: (4, 256, 256)}.
 
     Raises `UserError` if the folder is missing or empty, or if a file is not an RGBA image."""
-    files = sorted(f for f in Path(folder).glob("*") if f.suffix.lower() in Image.registered_extensions())
+    files = [Path(folder) / name for name in pictures_in(folder)] if Path(folder).is_dir() else []
     if not files: raise UserError(f"no sprites in {str(folder)!r}: give a folder that holds one RGBA PNG per class.")
     return {f.stem: _load_sprite(f) for f in files}
 
@@ -110,14 +108,15 @@ def _load_sprite(file):
     try:
         image = Image.open(file)
         image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        if image.mode in ("P", "LA", "PA") and ("transparency" in image.info or image.mode != "P"): image = image.convert("RGBA")
+    except Exception:                                                      # Pillow raises nearly anything
         raise UserError(f"sprite {str(file)!r} cannot be read as a PNG; replace it by an RGBA PNG.") from None
     if image.mode != "RGBA":
         raise UserError(f"sprite {str(file)!r} is {image.mode}, not RGBA; save it with a transparent background.")
     rgba = torch.from_numpy(np.array(image.resize((256, 256), Image.LANCZOS))).permute(2, 0, 1) / 255
     return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #a1333422
+# %% ../../nbs/1_data/02_sportballs.ipynb #eece2dcb
 @torch.no_grad()
 def render_rotations(sprite, size, oversample=4):
     "A premultiplied sprite (4, S, S) at `size` px in 360 rotations of one degree, uint8 (360, size, size, 4)."
@@ -128,7 +127,7 @@ def render_rotations(sprite, size, oversample=4):
     turned = F.grid_sample(fine.expand(360, -1, -1, -1), grid, align_corners=False)
     return (F.avg_pool2d(turned, oversample) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #d1e757f3
+# %% ../../nbs/1_data/02_sportballs.ipynb #1fb23ba5
 def draw_factors(ranges, seed, index, draws):
     """One integer below n for each factor `{name: n}` and each index; coupled factors share one random word (y alone
     has its own)."""
@@ -139,35 +138,12 @@ def paste(window, ball):
     "Composite a premultiplied ball (s, s, 4) over a window (s, s, 3) of a canvas, in place; uint8."
     window[...] = ball[..., :3] + ((255 - ball[..., 3:]).astype(np.uint16) * window + 127) // 255
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #14eac188
-class SportBalls(ImageData):
-    """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i`
-    and `seed` alone.
+# %% ../../nbs/1_data/02_sportballs.ipynb #fcf0b5d6
+HELD_OUT = range(100_000, 110_000)
 
-    `indices` are the images that belong to this part (training 0..99,999; `HELD_OUT` starts behind them); `balls=3,
-    canvas=128, base=64` with `target="contains soccer ball"` is the older variant; `sprites` is a folder of RGBA PNGs,
-    one per class. Raises `UserError` for unknown draws or a folder without usable sprites."""
-    scales = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-    def __init__(
-        self,
-        indices=range(100_000),
-        seed=0,
-        draws="independent",
-        canvas=64,
-        base=32,
-        balls=1,
-        target="class",
-        sprites=None,
-    ):
-        choose("draws", draws, DRAWS)
-        self.sprites = load_sprites(sprites) if sprites else {name: draw_ball(name) for name in CLASSES}
-        self.classes = tuple(self.sprites)
-        choose("target", target, ("class", *(f"contains {name}" for name in self.classes)))
-        self.indices, self.seed, self.draws, self.canvas, self.base = indices, seed, draws, canvas, base
-        self.balls, self.target, self.sizes = balls, target, [round(base * s) for s in self.scales]
-        self._rendered = {}
-
+# %% ../../nbs/1_data/02_sportballs.ipynb #c965faab
+class Factors(ImageData):
+    "The factors and labels of SportBalls, before anything is painted."
     @property
     def held_out(self):
         "Ten thousand images that no training saw."
@@ -177,55 +153,16 @@ class SportBalls(ImageData):
     def identity(self):
         "What tells this data set from others, for JSON."
         drawn = hashlib.sha256(b"".join(s.numpy().tobytes() for s in self.sprites.values())).hexdigest()[:16]
-        return dict(
-            seed=self.seed,
-            draws=self.draws,
-            canvas=self.canvas,
-            base=self.base,
-            balls=self.balls,
-            target=self.target,
-            classes=list(self.classes),
-            sprites=drawn,
-        )
+        plain = {k: getattr(self, k) for k in ("seed", "draws", "canvas", "base", "balls", "target")}
+        return plain | dict(classes=list(self.classes), sprites=drawn)
 
     def factors(self, i):
-        """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px); int64
-        (N, balls) each."""
-        index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[
-            :, None
-        ] * self.balls + np.arange(self.balls)
-        ranges = dict(
-            label=len(self.classes),
-            x=self.canvas - self.base,
-            y=self.canvas - self.base,
-            rotation=360,
-            size=len(self.sizes),
-        )
+        """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px);
+        int64 (N, balls) each."""
+        index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[:, None] * self.balls + np.arange(self.balls)
+        ranges = dict(label=len(self.classes), x=self.canvas - self.base, y=self.canvas - self.base, rotation=360, size=len(self.sizes))
         drawn = draw_factors(ranges, self.seed, index, self.draws)
         return drawn | {"size": np.asarray(self.sizes)[drawn["size"]]}
-
-    def batch(self, i):
-        "Images (N, 3, canvas, canvas), float32 in [-1, 1], and labels (N,), int64, of the positions `i`."
-        f = self.factors(i)
-        canvases = np.full((len(f["x"]), self.canvas, self.canvas, 3), 255, np.uint8)
-        for window, ball in self.placed(f): paste(canvases[window], ball)
-        # channels last in memory
-        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        return images, torch.from_numpy(self.labels(f["label"]))
-
-    def masks(self, i):
-        "Where the balls of the positions `i` are, as far as their soft edges reach: bool (N, canvas, canvas)."
-        f = self.factors(i)
-        masks = np.zeros((len(f["x"]), self.canvas, self.canvas), bool)
-        for window, ball in self.placed(f): masks[window] |= ball[..., 3] > 0
-        return torch.from_numpy(masks)
-
-    def placed(self, f):
-        """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture (s,
-        s, 4), uint8."""
-        for n, k in np.ndindex(f["x"].shape):
-            label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
-            yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
 
     @property
     def label_names(self):
@@ -236,9 +173,50 @@ class SportBalls(ImageData):
         if self.target == "class": return drawn[:, 0]
         return (drawn == self.classes.index(self.target.removeprefix("contains "))).any(1).astype(np.int64)
 
+# %% ../../nbs/1_data/02_sportballs.ipynb #cf5f839f
+class Painted(Factors):
+    "SportBalls as pixels, and where the balls are."
+    def batch(self, i):
+        "Images (N, 3, canvas, canvas), float32 in [-1, 1], and labels (N,), int64, of the positions `i`."
+        f = self.factors(i)
+        canvases = np.full((len(f["x"]), self.canvas, self.canvas, 3), 255, np.uint8)
+        for window, ball in self.placed(f): paste(canvases[window], ball)
+        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)     # channels last in memory
+        return images, torch.from_numpy(self.labels(f["label"]))
+
+    def masks(self, i):
+        "Where the balls of the positions `i` are, as far as their soft edges reach: bool (N, canvas, canvas)."
+        f = self.factors(i)
+        masks = np.zeros((len(f["x"]), self.canvas, self.canvas), bool)
+        for window, ball in self.placed(f): masks[window] |= ball[..., 3] > 0
+        return torch.from_numpy(masks)
+
+    def placed(self, f):
+        """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture
+        (s, s, 4), uint8."""
+        for n, k in np.ndindex(f["x"].shape):
+            label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
+            yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
+
     def rotations(self, label, size):
         key = int(label), int(size)
         if key not in self._rendered: self._rendered[key] = render_rotations(self.sprites[self.classes[key[0]]], key[1])
         return self._rendered[key]
 
-HELD_OUT = range(100_000, 110_000)
+# %% ../../nbs/1_data/02_sportballs.ipynb #aa5ff08f
+class SportBalls(Painted):
+    """SportBalls: `dataset[i]` is an image (3, canvas, canvas), float32 in [-1, 1], and its label, and depends on `i` and `seed` alone.
+
+    `indices` are the images that belong to this part (training 0..99,999; `HELD_OUT` starts behind them); `balls=3, canvas=128, base=64`
+    with `target="contains soccer ball"` is the older variant; `sprites` is a folder of RGBA PNGs, one per class.
+    Raises `UserError` for unknown draws or a folder without usable sprites."""
+    scales = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+    def __init__(self, indices=range(100_000), seed=0, draws="independent", canvas=64, base=32, balls=1, target="class", sprites=None):
+        choose("draws", draws, DRAWS)
+        self.sprites = load_sprites(sprites) if sprites else {name: draw_ball(name) for name in CLASSES}
+        self.classes = tuple(self.sprites)
+        choose("target", target, ("class", *(f"contains {name}" for name in self.classes)))
+        self.indices, self.seed, self.draws, self.canvas, self.base = indices, seed, draws, canvas, base
+        self.balls, self.target, self.sizes = balls, target, [round(base * s) for s in self.scales]
+        self._rendered = {}
