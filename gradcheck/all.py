@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/99_all.ipynb #d489beec
 from .core import *
 from .pictures import *
+from .functions import *
 
 from .data.images import ImageData, ImageFolder
 from .data.sportballs import *
@@ -40,6 +41,7 @@ from .runs.effects import *
 from .paper.variants import *
 from .paper.quirks import *
 from .paper.presets import *
+from .paper.settings import *
 from .paper.figures import FIGURES, figure_runs, figure_specs
 from .paper.plots import *
 from .paper.saved import *

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import gradcheck.base as base
-from gradcheck.core import UserError, absolute, cache_root, call_function, image_generators, located, source_digest
+from gradcheck.core import UserError, absolute, cache_root, image_generators, located
+from gradcheck.functions import call_function, source_digest
 from gradcheck.core import make_folder, write_bytes
 from gradcheck.core import FEW_IMAGES, FEW_SEEDS
 

@@ -122,7 +122,7 @@ def test_no_other_commands():
 
 
 def test_each_command_of_the_command_line_is_in_a_guide():
-    from gradcheck.cli import app
+    from gradcheck.commands import app
 
     known = {command.callback.__name__ for command in app.registered_commands}
     shown = {shlex.split(c)[1] for c in COMMANDS if c.startswith("gradcheck ")}

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from inspect import signature
 
-from ..core import UserError, call_function, choose, is_function, located
+from ..core import UserError, choose, located
 from .celeba import CelebA
 from .images import ImageData, ImageFolder
 from .sportballs import DRAWS, SportBalls
+from ..functions import call_function, is_function
 
 # %% ../../nbs/1_data/04_sources.ipynb #a86c1ff3
 DATASETS = {

@@ -9,7 +9,8 @@ __all__ = ['STABILIZERS', 'Stabilizer', 'Adam', 'EMA', 'UnitNorm', 'make_stabili
 import hashlib
 from dataclasses import dataclass
 
-from ..core import UserError, call_function, choose, file_of, is_function
+from ..core import UserError, choose
+from ..functions import call_function, file_of, is_function
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #8eb73e67
 class Stabilizer:

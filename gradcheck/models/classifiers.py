@@ -23,6 +23,8 @@ def conv_norm(c_in, c_out, kernel, stride=1, groups=1, act=nn.Hardswish):
 
 class SqueezeExcitation(nn.Module):
     "Scale each channel by a gate computed from all channel means."
+    in_double = True
+
     def __init__(self, c, squeezed):
         super().__init__()
         self.fc1, self.fc2 = nn.Conv2d(c, squeezed, 1), nn.Conv2d(squeezed, c, 1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BETAS', 'VARIANCE_TYPES', 'SCHEDULERS', 'REFUSED', 'STEM', 'read_json', 'read_scheduler', 'weight_files',
            'pipeline_card', 'read_patch', 'diffusers_module', 'PipelineDenoiser', 'load_pipeline', 'as_unet2d',
-           'save_pipeline', 'without_prefix', 'foreign_card', 'load_foreign_classifier']
+           'save_pipeline']
 
 # %% ../../nbs/2_models/08_interop.ipynb #4afe1772
 import hashlib
@@ -14,12 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
 
 from ..core import UserError, choose, make_folder, seeded, write_bytes
-from .classifiers import MobileNetV3Small
 from .unet import PREDICTIONS
 
 # %% ../../nbs/2_models/08_interop.ipynb #d18ea956
@@ -242,42 +240,3 @@ def save_pipeline(unet, ddpm, folder):
             ).encode(),
         )
     return pipeline
-
-# %% ../../nbs/2_models/08_interop.ipynb #b62f4be5
-def without_prefix(name):
-    return (
-        name.removeprefix("classifier.")
-        if name.startswith("classifier.features.") or name.startswith("classifier.classifier.")
-        else name
-    )
-
-
-def foreign_card(path):
-    """Our kind of card (a dict) for a classifier's safetensors that has none; `UserError` if it is not a
-    MobileNetV3-small in torchvision's names."""
-    try:
-        with safe_open(path, "pt") as f:
-            shapes = {without_prefix(k): tuple(f.get_slice(k).get_shape()) for k in f.keys()}
-    except SafetensorError:
-        raise UserError(f"{str(path)!r} is not a readable safetensors file; fetch it again.") from None
-    classes = shapes.get("classifier.3.weight", (0,))[0]
-    with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in MobileNetV3Small(max(classes, 1)).state_dict().items()}
-    if shapes != expected:
-        odd = sorted({*shapes.items()} ^ {*expected.items()})[0][0]
-        raise UserError(
-            f"the classifier {str(path)!r} has no card and is not a MobileNetV3-small in torchvision's names (see "
-            f"{odd}); give MODULE:FUNCTION that builds it."
-        )
-    return dict(
-        architecture="MobileNetV3Small",
-        config=dict(classes=classes, size=None),
-        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-    )
-
-
-def load_foreign_classifier(path, device="cpu"):
-    "The classifier of a checkpoint without a card, in evaluation mode."
-    with seeded(0): model = MobileNetV3Small(foreign_card(path)["config"]["classes"])
-    model.load_state_dict({without_prefix(k): v for k, v in load_file(path).items()})
-    return model.float().eval().requires_grad_(False).to(device)

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core import RowLinear
-from .classifiers import SqueezeExcitation
 
 # %% ../../nbs/2_models/04_networks.ipynb #98a337e5
 def freeze(model):
@@ -25,7 +23,7 @@ def fold_norms(model):
     for block in model.modules():
         if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
-        if isinstance(block, (RowLinear, SqueezeExcitation)): block.double()
+        if getattr(block, "in_double", False): block.double()      # what `row_linear` computes with
     return model
 
 # %% ../../nbs/2_models/04_networks.ipynb #3f106046

@@ -21,7 +21,8 @@ from gradcheck.app.animation import Storyboard, animation, moments, save_picture
 from gradcheck.models.classifiers import class_probabilities
 from gradcheck.core import UserError
 from gradcheck.app.display import board, chart, curves, path, screen
-from gradcheck.app.explorer import EQUAL, TRIES, Worker, explore
+from gradcheck.app.controls import EQUAL, TRIES, Worker
+from gradcheck.app.explorer import explore
 from gradcheck.guidance.sampling import NonFiniteGradient
 from gradcheck.pictures import image_grid
 from gradcheck.pictures import images_to_uint8

@@ -35,7 +35,7 @@ def lab(tmp_path):
     "The address of a JupyterLab of its own, on a folder that holds a copy of the notebook."
     root, home = tmp_path / "root", tmp_path / "home"
     root.mkdir()
-    shutil.copy(ROOT / "nbs" / "6_app" / "04_explorer.ipynb", root)
+    shutil.copy(ROOT / "nbs" / "6_app" / "05_explorer.ipynb", root)
     settings = home / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
@@ -72,7 +72,7 @@ def lab(tmp_path):
                 try: urllib.request.urlopen(f"{url}/api/status?token=open", timeout=5).close(); break
                 except OSError: time.sleep(0.25)
             else: pytest.fail((tmp_path / "lab.log").read_text())
-            yield f"{url}/lab/tree/04_explorer.ipynb?token=open", root
+            yield f"{url}/lab/tree/05_explorer.ipynb?token=open", root
         finally:
             server.terminate()
             try: server.wait(20)

@@ -8,7 +8,8 @@ import torch
 from gradcheck.paper.claims import CLAIMS, Claim, Evidence, decide, target_probability, trade_off, verdict
 from gradcheck.runs.tradeoff import fid_at, fid_effect, gain_at_equal_probability
 from gradcheck.runs.effects import Effect, paired_effect
-from gradcheck.paper.presets import get_preset, spec_for
+from gradcheck.paper.presets import get_preset
+from gradcheck.paper.settings import spec_for
 from gradcheck.runs.metrics import FID, draws_with_replacement, judge_features, resampled_fid
 from gradcheck.pictures import uint8_to_images
 from gradcheck.runs.runs import RunResult, models

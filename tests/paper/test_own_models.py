@@ -11,7 +11,8 @@ from test_interop import CLASSIFIER, make_pipeline
 
 from gradcheck.models.checkpoints import save_weights
 from gradcheck.core import UserError
-from gradcheck.paper.presets import get_preset, in_mode, preset_for, spec_for
+from gradcheck.paper.presets import get_preset
+from gradcheck.paper.settings import in_mode, preset_for, spec_for
 from gradcheck.paper.quirks import DEFAULT_MODE, parse_mode
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.data.images import ImageFolder

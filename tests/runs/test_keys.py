@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradcheck.paper.figures import figure_specs
-from gradcheck.paper.presets import preset_for
+from gradcheck.paper.settings import preset_for
 
 KEYS = json.loads((Path(__file__).parent / "keys_before_the_move.json").read_text(encoding="utf-8"))
 

@@ -17,7 +17,8 @@ import torch
 from gradcheck.models.checkpoints import load_classifier
 from gradcheck.core import UserError, project_root
 from gradcheck.models.ddpm import DDPM
-from gradcheck.paper.presets import PRESETS, get_preset, spec_for
+from gradcheck.paper.presets import PRESETS, get_preset
+from gradcheck.paper.settings import spec_for
 from gradcheck.guidance.sampling import WHERE, Guidance, guided_steps
 from gradcheck.models.batches import MicroBatch
 from gradcheck.models.networks import Autocast, freeze

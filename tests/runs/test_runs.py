@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.paper.presets import get_preset, preset_for, spec_for
+from gradcheck.paper.presets import get_preset
+from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
 from gradcheck.paper.figures import FIGURES, figure_runs, figure_specs
 from gradcheck.paper.plan import plan, plan_text
