@@ -69,7 +69,8 @@ def _imports(source, package):
 
 # %% ../nbs/02_functions.ipynb #d06e83e5
 def sources(name):
-    "The files behind `MODULE:FUNCTION` or `FILE.py:FUNCTION`, {module: file}: its own (under \"\") and those of yours that it imports, transitively."
+    """The files behind `MODULE:FUNCTION` or `FILE.py:FUNCTION`, {module: file}: its own (under "") and those of yours
+    that it imports, transitively."""
     file, module = file_of(name).resolve(), str(name).rpartition(":")[0]
     own = "" if module.endswith(".py") else module
     files, waiting = {"": file}, [(file, own if file.stem == "__init__" else own.rpartition(".")[0])]
@@ -87,7 +88,8 @@ def sources(name):
     return files
 
 def source_digest(name):
-    """A digest (SHA-256, hex) of the code behind `MODULE:FUNCTION` or `FILE.py:FUNCTION`: the function's name, its file, and every file of yours that it imports.
+    """A digest (SHA-256, hex) of the code behind `MODULE:FUNCTION` or `FILE.py:FUNCTION`: the function's name, its
+    file, and every file of yours that it imports.
 
     The same files in another place have the same digest. Raises `UserError` if the file cannot be found or read."""
     digest = hashlib.sha256(str(name).rpartition(":")[2].encode())
@@ -104,9 +106,19 @@ def _told(e):
     """An exception in one line: its kind, what it says, and the file and line that it came from, the last one that
     is not installed."""
     said = " ".join(str(e).split())[:300]
-    frames = [f for f in traceback.extract_tb(e.__traceback__) if "site-packages" not in f.filename and not f.filename.startswith((str(STDLIB), "<"))]
+    frames = [
+        f
+        for f in traceback.extract_tb(e.__traceback__)
+        if "site-packages" not in f.filename and not f.filename.startswith((str(STDLIB), "<"))
+    ]
     yours = [f for f in frames if Path(f.filename).resolve() != Path(__file__).resolve()]
-    at = (e.filename, e.lineno) if isinstance(e, SyntaxError) else (yours[-1].filename, yours[-1].lineno) if yours else None
+    at = (
+        (e.filename, e.lineno)
+        if isinstance(e, SyntaxError)
+        else (yours[-1].filename, yours[-1].lineno)
+        if yours
+        else None
+    )
     return f"{type(e).__name__}: {said}" + (f", {at[0]}, line {at[1]}" if at else "")
 
 def file_of(name):
@@ -125,7 +137,11 @@ def _forget(folder):
     beside = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
     for module, loaded in list(sys.modules.items()):
         file = getattr(loaded, "__file__", None)
-        foreign = not file or {"site-packages", "dist-packages"} & set(Path(file).parts) or STDLIB in Path(file).resolve().parents
+        foreign = (
+            not file
+            or {"site-packages", "dist-packages"} & set(Path(file).parts)
+            or STDLIB in Path(file).resolve().parents
+        )
         if module.partition(".")[0] in beside - {"gradcheck", "__main__"} and not foreign: del sys.modules[module]
     importlib.invalidate_caches()
 
@@ -141,7 +157,8 @@ def _imported(module):
 
 # %% ../nbs/02_functions.ipynb #31867273
 def call_function(name, what):
-    """What the function `MODULE:FUNCTION` or `FILE.py:FUNCTION` returns, called without arguments, with the command's folder as working directory.
+    """What the function `MODULE:FUNCTION` or `FILE.py:FUNCTION` returns, called without arguments, with the command's
+    folder as working directory.
 
     Raises `UserError`, with file and line, if it cannot be found, fails, or ends the process."""
     module, _, function = str(name).rpartition(":")

@@ -21,8 +21,8 @@ def uint8_to_images(x): return x.float() / 127.5 - 1
 
 # %% ../nbs/01_pictures.ipynb #ef623e1d
 def image_grid(samples, columns=8, pad=1, scale=2):
-    """uint8 images (N, 3, H, W) as one picture (H', W', 3), `columns` side by side, with grey lines of `pad` px between them,
-    enlarged `scale` times."""
+    """uint8 images (N, 3, H, W) as one picture (H', W', 3), `columns` side by side, with grey lines of `pad` px between
+    them, enlarged `scale` times."""
     n, _, h, w = samples.shape
     rows = -(-n // columns)
     canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 200, np.uint8)
@@ -45,8 +45,14 @@ def save_png(picture, path):
     write_bytes(path, buffer.getvalue())
 
 # %% ../nbs/01_pictures.ipynb #a524c367
-MOST_BYTES = 2**29                                                         # of an unpacked picture; it is refused beyond
-TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
+# of an unpacked picture; it is refused beyond
+MOST_BYTES = 2**29
+TURNS = dict(
+    enumerate(
+        ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2
+    )
+)
+
 
 def _without_text(data):
     "The bytes of a PNG file without its text chunks; other bytes as they are."
@@ -105,7 +111,8 @@ def read_picture(data, size):
         if pixels * (1 if image.mode in ("1", "L", "P") else 4) > MOST_BYTES: raise OSError("too large")
         image.load()
         turn = None
-        with contextlib.suppress(Exception): turn = TURNS.get(image.getexif().get(0x0112))     # a damaged note is no reason to refuse
+        # a damaged note is no reason to refuse
+        with contextlib.suppress(Exception): turn = TURNS.get(image.getexif().get(0x0112))
         image = _smaller(image, size) if pixels > 2**24 and min(image.size) > 4 * size else on_white(image)
         return image.transpose(Image.Transpose[turn]) if turn else image
     except Exception as e:

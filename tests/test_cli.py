@@ -76,7 +76,7 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
 
 def test_stopped_by_hand(cli, monkeypatch):
     def stop(name): raise KeyboardInterrupt
-    monkeypatch.setattr("gradcheck.cli.load_weights", stop)
+    monkeypatch.setattr("gradcheck.commands.load_weights", stop)
     code, _, err = cli("info")
     assert code == 130 and err.startswith("gradcheck: stopped; finished chunks") and err.count("\n") == 1
 
@@ -113,15 +113,15 @@ def test_sample(cli, tmp_path):
     )
     assert code == 0 and "judge" in out
     assert Image.open(tmp_path / "grid.png").size[0] > 128 and Image.open(tmp_path / "cosine.png").size[0] > 500
-    summary = json.loads((tmp_path / "run.json").read_text())
+    summary = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert summary["spec"]["target"] == 3 and 0 <= summary["target_probability_judge"] <= 1
-    assert len((tmp_path / "cosine.csv").read_text().splitlines()) == 6
+    assert len((tmp_path / "cosine.csv").read_text(encoding="utf-8").splitlines()) == 6
 
 
 def test_train_then_sample_with_the_result(cli, tmp_path):
     code, out, _ = cli("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out", tmp_path / "c")
     assert code == 0 and "sha256" in out
-    card = json.loads((tmp_path / "c" / "robust.json").read_text())
+    card = json.loads((tmp_path / "c" / "robust.json").read_text(encoding="utf-8"))
     assert (
         card["steps"] == 4
         and card["images"] == 32
@@ -147,7 +147,7 @@ def test_train_then_sample_with_the_result(cli, tmp_path):
 def test_train_a_denoiser(cli, tmp_path):
     code, _, _ = cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path)
     assert code == 0 and (tmp_path / "samples.png").is_file()
-    card = json.loads((tmp_path / "ddpm.json").read_text())
+    card = json.loads((tmp_path / "ddpm.json").read_text(encoding="utf-8"))
     assert card["architecture"] == "UNet" and card["diffusion"]["T"] == 400
     # and it samples, from its own matched start
     spec = RunSpec(denoiser=str(tmp_path / "ddpm.safetensors"), steps=3, count=2)
@@ -187,7 +187,7 @@ def test_evaluate(cli, tmp_path):
 
 def test_bench(cli, tmp_path):
     code, out, _ = cli("bench", "--images", "16", "--repeats", "2", "--out", tmp_path / "bench.json")
-    result = json.loads((tmp_path / "bench.json").read_text())
+    result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert (
         code == 0
         and set(result["ratio_to_bare"]) >= {"bare", "plain", "x0_hat"}

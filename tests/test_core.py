@@ -156,7 +156,9 @@ def test_a_swept_writer_writes_again(tmp_path, monkeypatch):
     assert (tmp_path / "a.bin").read_bytes() == b"whole" and swept and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("number, message", [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk is full"), (errno.EIO, "choose a place")])
+@pytest.mark.parametrize(
+    "number, message", [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk is full"), (errno.EIO, "choose a place")]
+)
 def test_a_full_disk_is_a_sentence_and_the_old_file_stays(tmp_path, monkeypatch, number, message):
     write_bytes(tmp_path / "a.bin", b"old")
 
@@ -194,5 +196,8 @@ def test_a_cache_lies_in_the_project_from_wherever(tmp_path, monkeypatch):
 def test_absolute_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mini").mkdir()
-    assert absolute("celeba:mini") == f"celeba:{tmp_path}/mini" and absolute("celeba:mini:Male") == f"celeba:{tmp_path}/mini:Male"
+    assert (
+        absolute("celeba:mini") == f"celeba:{tmp_path}/mini"
+        and absolute("celeba:mini:Male") == f"celeba:{tmp_path}/mini:Male"
+    )
     assert absolute("mini") == f"{tmp_path}/mini" and absolute("sportballs:coupled") == "sportballs:coupled"

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = (("base", "core", "pictures", "functions"), ("data", "models"), ("guidance",), ("runs",), ("paper",), ("app",), ("commands", "cli", "all"))
+FLOORS = (
+    ("base", "core", "pictures", "functions"),
+    ("data", "models"),
+    ("guidance",),
+    ("runs",),
+    ("paper",),
+    ("app",),
+    ("commands", "cli", "all"),
+)
 NOTEBOOKS = {}                                                             # module, as in "data.images" -> its notebook
 for notebook in sorted((ROOT / "nbs").rglob("*.ipynb")):
     head, default_exp, rest = notebook.read_text(encoding="utf-8").partition("#| default_exp ")

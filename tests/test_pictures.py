@@ -56,7 +56,9 @@ def test_sixteen_bits_keep_their_levels(kind):
     assert len(np.unique(picture)) == 256 and picture.min() == 0 and picture.max() == 255
 
 
-@pytest.mark.parametrize("values", [np.float32([0, 1]), np.float32([0, 255]), np.int32([0, 65535]), np.float32([np.nan, 1])])
+@pytest.mark.parametrize(
+    "values", [np.float32([0, 1]), np.float32([0, 255]), np.int32([0, 65535]), np.float32([np.nan, 1])]
+)
 def test_numbers_of_other_kinds(values):
     picture = square(saved(Image.fromarray(np.repeat(values, 8).reshape(2, 8).repeat(4, 0)), "TIFF"), 8)
     assert picture[0, 0, 0] == 0 and picture[-1, -1, 0] == 255
@@ -86,7 +88,11 @@ def test_a_huge_page_of_bits():
 
 
 def test_a_picture_that_is_too_large_is_refused_before_it_is_unpacked():
-    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", (60_000).to_bytes(4, "big") * 2 + b"\x08\x06\x00\x00\x00") + chunk(b"IDAT", b"")
+    head = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", (60_000).to_bytes(4, "big") * 2 + b"\x08\x06\x00\x00\x00")
+        + chunk(b"IDAT", b"")
+    )
     with pytest.raises(OSError, match="too large"): square(head, SIZE)
 
 
@@ -116,7 +122,8 @@ def test_a_damaged_picture_is_read_or_raises_oserror(kind):
     random = np.random.default_rng(0)
     for _ in range(40):
         data = bytearray(KINDS[kind])
-        for at in random.integers(0, min(len(data), random.choice([60, 600, len(data)])), 3): data[at] ^= 1 << random.integers(8)
+        for at in random.integers(0, min(len(data), random.choice([60, 600, len(data)])), 3):
+            data[at] ^= 1 << random.integers(8)
         try: assert square(bytes(data), SIZE).shape == (SIZE, SIZE, 3)
         except OSError: pass
 

@@ -50,10 +50,12 @@ def open_data(name, size=64):
     """The data set of a name (see the table above), its images `size` x `size`; `UserError` for a name that is none,
     or images of another size."""
     kind, _, rest = str(name).partition(":")
-    if kind == "sportballs" and rest in ("", *DRAWS): data = SportBalls(draws=rest or "independent", canvas=size, base=size // 2)
+    if kind == "sportballs" and rest in ("", *DRAWS):
+        data = SportBalls(draws=rest or "independent", canvas=size, base=size // 2)
     elif kind == "celeba":
         root, colon, attribute = rest.rpartition(":")
-        if located(rest).is_dir(): root, colon = rest, ""                  # a folder without attribute, whatever its name
+        # a folder without attribute, whatever its name
+        if located(rest).is_dir(): root, colon = rest, ""
         data = CelebA(root or rest or "data/celeba", attribute if colon else "Male", size=size)
     elif located(name).is_dir(): data = ImageFolder(located(name), size)
     elif is_function(name): data = call_function(name, "the data set")

@@ -38,7 +38,11 @@ def notebook_of(figure):
 
 def check_parameters(path, given):
     "`UserError` unless the notebook has exactly one `parameters` cell that knows every name in `given`."
-    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if "parameters" in c["metadata"].get("tags", ())]
+    cells = [
+        c
+        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if "parameters" in c["metadata"].get("tags", ())
+    ]
     if len(cells) != 1:
         raise UserError(f"{str(path)!r} has {len(cells)} cells tagged 'parameters'; it needs exactly one.")
     known = [node.targets[0].id for node in ast.parse("".join(cells[0]["source"])).body if isinstance(node, ast.Assign)]
@@ -56,16 +60,26 @@ def execute(figure, folder, parameters):
     try:
         with warnings.catch_warnings(), where_modules_are_found():
             warnings.simplefilter("ignore")
-            execute_notebook(str(source), str(unfinished), parameters, kernel_name="python3", language="python",
-                             cwd=str(source.parent), progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])
+            execute_notebook(
+                str(source),
+                str(unfinished),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(source.parent),
+                progress_bar=False,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
         os.replace(unfinished, target)
     except PapermillExecutionError as e:
         os.replace(unfinished, folder / f"{figure}.failed.ipynb")
         said = e.evalue if e.ename == "UserError" else f"{e.ename}: {e.evalue}"
         raise UserError(f"{figure}: {said} (see {folder / f'{figure}.failed.ipynb'})") from None
-    except RuntimeError as e:                                            # what nbclient says of a kernel that died
-        raise UserError(f"{figure}: the notebook's kernel died ({str(e).splitlines()[0]}); its runs are kept, so run the "
-                        "same command again.") from None
+    except RuntimeError as e:  # what nbclient says of a kernel that died
+        raise UserError(
+            f"{figure}: the notebook's kernel died ({str(e).splitlines()[0]}); its runs are kept, so run the "
+            "same command again."
+        ) from None
     finally: unfinished.unlink(missing_ok=True)
 
 @contextmanager
@@ -144,11 +158,16 @@ def with_outputs(source, executed):
 def check_writable(p, setting):
     "`UserError` unless the executed notebooks of a setting may be written back."
     if p.name != "laptop" or setting:
-        raise UserError("only the figures of the laptop preset as it is go back into the repository; leave out --write-back.")
+        raise UserError(
+            "only the figures of the laptop preset as it is go back into the repository; leave out --write-back."
+        )
     folder = notebook_of("figure_1").parent
     for path in (folder, *folder.glob("*.ipynb")):
         if not os.access(path, os.W_OK):
-            raise UserError(f"cannot write to {str(path)!r}: no permission; leave out --write-back, or allow writing there.")
+            raise UserError(
+                f"cannot write to {str(path)!r}: no permission; leave out --write-back, or allow writing there."
+            )
+
 
 def write_back(figures, folder):
     "Write the executed notebooks of `folder` over their sources, cleaned: all of them, or none."
@@ -162,8 +181,8 @@ def write_back(figures, folder):
 # %% ../../nbs/5_paper/14_reproduce.ipynb #2e9071fd
 def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=None, report=print, engine=None,
               in_place=False):
-    """Regenerate figures (all by default) into `out`/laptop, or a folder named by what differs from that, with pictures,
-    numbers, sidecars, executed notebooks and index.html; returns the page's path.
+    """Regenerate figures (all by default) into `out`/laptop, or a folder named by what differs from that, with
+    pictures, numbers, sidecars, executed notebooks and index.html; returns the page's path.
 
     `parameters` (a dict) are further ones of the notebooks; `engine` computes the runs (`Local` by default); `in_place`
     writes the executed notebooks back into nbs/figures. Raises `UserError` before anything is computed if a name or

@@ -60,7 +60,8 @@ def provenance():
 
 # %% ../../nbs/5_paper/10_saved.ipynb #6a721822
 def sidecar_of(name, preset, specs, parameters, seconds):
-    "What stands beside a figure, as a dict: caption, source, parameters, what differs from the defaults, runs, machine."
+    """What stands beside a figure, as a dict: caption, source, parameters, what differs from the defaults, runs,
+    machine."""
     known = FIGURES[name]
     runs = {label: asdict(spec) | {"T": spec.diffusion.T, "digests": spec.digests} for label, spec in specs.items()}
     return dict(
@@ -91,7 +92,10 @@ def names_set_in(cell):
     "The names that a cell of assignments sets."
     try: statements = ast.parse(cell).body
     except SyntaxError: return []
-    return [t.id for node in statements if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
+    return [
+        t.id for node in statements if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
+    ]
+
 
 def refuse_unknown(history):
     "`UserError` for a parameter that papermill set and the notebook does not have; `history` are the cells that ran."
@@ -142,8 +146,8 @@ def identity(name, preset, parameters):
     return "\n".join([f"{name}: {given}", *(f"{model}  sha256 {sha}" for model, sha in model_digests(preset).items())])
 
 def open_figure(name, notebook):
-    """Open a figure in its notebook, of which `notebook` are the `globals()`: an `OpenFigure`, its runs from the cache or
-    computed.
+    """Open a figure in its notebook, of which `notebook` are the `globals()`: an `OpenFigure`, its runs from the cache
+    or computed.
 
     Raises `UserError` for parameters that are not known, and as `figure_runs` does."""
     started = time.time()

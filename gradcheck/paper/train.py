@@ -35,12 +35,15 @@ def altered(recipe, seed=None, steps=None):
         raise UserError(f"seed {seed} was given for a training; give a whole number from 0 to 2^63 - 1.")
     if steps is None: return recipe if seed is None else replace(recipe, seed=seed)
     if not 1 <= steps <= recipe.steps:
-        raise UserError(f"{steps} steps of training were given; give a number from 1 to the {recipe.steps} of the recipe.")
+        raise UserError(
+            f"{steps} steps of training were given; give a number from 1 to the {recipe.steps} of the recipe."
+        )
     seed = recipe.seed if seed is None else seed
     return replace(recipe, seed=seed, steps=steps, warmup=max(min(recipe.warmup, steps // 10), 1))
 
 def training_task(preset, what, classes=4, size=64, architecture="MobileNetV3Small", seed=None, steps=None):
-    "A fresh model, its loss `(model, images, labels, generator)` and its `Recipe`; `what` is \"ddpm\" or a classifier kind."
+    """A fresh model, its loss `(model, images, labels, generator)` and its `Recipe`; `what` is "ddpm" or a classifier
+    kind."""
     p, ddpm = get_preset(preset), DDPM()
     recipe = altered(p.recipes[choose("model", what, p.recipes)], seed, steps)
     build = ARCHITECTURES[choose("architecture", architecture, CLASSIFIERS)][2]
@@ -50,7 +53,8 @@ def training_task(preset, what, classes=4, size=64, architecture="MobileNetV3Sma
     return model, lambda model, *batch: classification_loss(model, ddpm, *batch, kind=what), recipe
 
 # %% ../../nbs/5_paper/15_train.ipynb #f790d49a
-FIT_IMAGES = 3000      # the leading 64 components of their covariance hold 71 % of its trace; the next one adds 0.03 to a unit variance in x_T
+# the leading 64 components of their covariance hold 71 % of its trace; the next one adds 0.03 to a unit variance in x_T
+FIT_IMAGES = 3000
 
 @cache
 def fit_start(data):
@@ -58,17 +62,30 @@ def fit_start(data):
     return GaussianStart.fit(data.batch(range(min(FIT_IMAGES, len(data))))[0])
 
 def training_card(trainer, model, task, data):
-    "What a card says of a training: how long, on what, how low the loss; for a denoiser the diffusion, for a classifier the accuracy on held-out images by noise level."
+    """What a card says of a training: how long, on what, how low the loss; for a denoiser the diffusion, for a
+    classifier the accuracy on held-out images by noise level."""
     r, ddpm = trainer.recipe, DDPM()
-    card = dict(kind=task, data=data.identity, classes=list(data.label_names), recipe=asdict(r), steps=trainer.step, images=trainer.step * r.batch_size,
-                seconds=round(trainer.seconds), loss=sum(trainer.recent) / max(len(trainer.recent), 1))
-    if task == "ddpm": return card | dict(diffusion=dict(T=ddpm.T, schedule=ddpm.schedule, beta_start=ddpm.beta_start, beta_end=ddpm.beta_end))
+    card = dict(
+        kind=task,
+        data=data.identity,
+        classes=list(data.label_names),
+        recipe=asdict(r),
+        steps=trainer.step,
+        images=trainer.step * r.batch_size,
+        seconds=round(trainer.seconds),
+        loss=sum(trainer.recent) / max(len(trainer.recent), 1),
+    )
+    if task == "ddpm":
+        return card | dict(
+            diffusion=dict(T=ddpm.T, schedule=ddpm.schedule, beta_start=ddpm.beta_start, beta_end=ddpm.beta_end)
+        )
     accuracy = accuracy_by_t({task: model}, ddpm, data.held_out, count=min(2000, len(data.held_out)))[task]
     return card | dict(accuracy_by_t={int(t): a for t, a in accuracy.items()})
 
 # %% ../../nbs/5_paper/15_train.ipynb #c9ac35a1
 def sample_grid(trainer, steps=50):
-    "Write 16 unguided samples of a denoiser's averaged weights as samples.png beside its checkpoint (a `Trainer`'s `on_checkpoint`)."
+    """Write 16 unguided samples of a denoiser's averaged weights as samples.png beside its checkpoint (a `Trainer`'s
+    `on_checkpoint`)."""
     model = deepcopy(trainer.model)
     model.load_state_dict(trainer.ema)
     generators = image_generators(0, range(16))
@@ -80,11 +97,16 @@ def sample_grid(trainer, steps=50):
 def seconds_per_step(model, loss, data, recipe, device, steps=10):
     "Median seconds of an optimizer step, measured on a copy."
     with TemporaryDirectory() as out:
-        trainer, stream, measured = Trainer(deepcopy(model), loss, data, recipe, out, device), data.batches(recipe.batch_size, seed=recipe.seed), []
+        trainer, stream, measured = (
+            Trainer(deepcopy(model), loss, data, recipe, out, device),
+            data.batches(recipe.batch_size, seed=recipe.seed),
+            [],
+        )
         for _ in range(steps + 3):
             started = time.perf_counter()
             images, labels = next(stream)
-            trainer.train_step(images.to(device, memory_format=torch.channels_last), labels.to(device))     # its loss is read, so the device is waited for
+            # its loss is read, so the device is waited for
+            trainer.train_step(images.to(device, memory_format=torch.channels_last), labels.to(device))
             measured.append(time.perf_counter() - started)
     return median(measured[3:])
 
@@ -96,21 +118,53 @@ def shortened(recipe, seconds, minutes):
     "The recipe with as many steps as `minutes` allow at `seconds` a step."
     return altered(recipe, steps=max(min(recipe.steps, int(60 * minutes / seconds)), 1))
 
-def train(what, data, preset="laptop", out="data/train", device="cpu", resume=False, minutes=None, largest=None, identity=(),
-          command="", architecture="MobileNetV3Small", seed=None, steps=None):
-    """Train a model (\"ddpm\" or a classifier kind) on `data` by a preset's recipe, write weights and card (and a denoiser's start) into `out`; returns the card.
+def train(
+    what,
+    data,
+    preset="laptop",
+    out="data/train",
+    device="cpu",
+    resume=False,
+    minutes=None,
+    largest=None,
+    identity=(),
+    command="",
+    architecture="MobileNetV3Small",
+    seed=None,
+    steps=None,
+):
+    """Train a model (\"ddpm\" or a classifier kind) on `data` by a preset's recipe, write weights and card (and a
+    denoiser's start) into `out`; returns the card.
 
-    `seed` is another than the recipe's, `steps` are fewer, `minutes` shortens it to what this machine can do, `largest` (bytes) splits the weights into files. Raises `UserError` as `Trainer` does, and for minutes that are none."""
-    if minutes is not None and not 0 < minutes < float("inf"): raise UserError(f"{minutes:g} minutes of training were given; give a number above 0.")
+    `seed` is another than the recipe's, `steps` are fewer, `minutes` shortens it to what this machine can do, `largest`
+    (bytes) splits the weights into files. Raises `UserError` as `Trainer` does, and for minutes that are none."""
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UserError(f"{minutes:g} minutes of training were given; give a number above 0.")
     preset, out = get_preset(preset), Path(out)
     model, loss, recipe = training_task(preset, what, len(data.label_names), data.canvas, architecture, seed, steps)
-    if minutes and resume and kept(out): recipe = Recipe(**read_meta(out / "checkpoint.safetensors")["identity"]["recipe"])
+    if minutes and resume and kept(out):
+        recipe = Recipe(**read_meta(out / "checkpoint.safetensors")["identity"]["recipe"])
     elif minutes: recipe = shortened(recipe, seconds_per_step(model, loss, data, recipe, device), minutes)
     identity = dict(task=what, preset=preset.name) | dict(identity)
     if recipe.steps < preset.recipes[what].steps: identity |= dict(shortened_from=preset.recipes[what].steps)
-    trainer = Trainer(model, loss, data, recipe, out, device, resume, on_checkpoint=sample_grid if what == "ddpm" else None, identity=identity | data.identity)
+    trainer = Trainer(
+        model,
+        loss,
+        data,
+        recipe,
+        out,
+        device,
+        resume,
+        on_checkpoint=sample_grid if what == "ddpm" else None,
+        identity=identity | data.identity,
+    )
     model = trainer.run().cpu()
     card = training_card(trainer, model, what, data) | identity | dict(command=command)
     card = save_weights(model, out / f"{what}.safetensors", card, largest=largest or 2**40)
-    if what == "ddpm": save_weights(fit_start(data), out / "start.safetensors", {k: card[k] for k in ("command", "data")} | dict(kind="start", images=FIT_IMAGES))
+    if what == "ddpm":
+        save_weights(
+            fit_start(data),
+            out / "start.safetensors",
+            {k: card[k] for k in ("command", "data")} | dict(kind="start", images=FIT_IMAGES),
+        )
     return card

@@ -204,7 +204,7 @@ def test_a_run_is_kept_whole(trajectories, tmp_path):
     # stopped between A and B
     longer = {"A": trajectories["A"], "B": Trajectory(B, trajectories["B"].frames[:3])}
     paths = save_run(longer, tmp_path / "kept")
-    tensors, told = load_file(paths[0]), json.loads(paths[1].read_text())
+    tensors, told = load_file(paths[0]), json.loads(paths[1].read_text(encoding="utf-8"))
     assert torch.equal(tensors["B.x_prev"], trajectories["B"].curve("x_prev")[:3]) and tensors["A.shift"].shape == (
         3,
         2,
@@ -267,14 +267,18 @@ def test_worker_tells_errors_and_lets_the_last_job_win():
     worker = Worker(said.append)
     def fails(stop): raise UserError("one sentence.")
     def breaks(stop): raise KeyError("x\ny")
-    for job in (fails, breaks, lambda stop: [][0]): worker.start(job); worker.wait()
+    for job in (fails, breaks, lambda stop: [][0]):
+        worker.start(job)
+        worker.wait()
     assert said == ["one sentence.", "KeyError: 'x\\ny'", "IndexError: list index out of range"]
     def long(stop):
         running.set()
         while not stop(): pass
         order.append("long")
-    worker.start(long); running.wait(10)
-    worker.start(lambda stop: order.append(stop())); worker.wait()
+    worker.start(long)
+    running.wait(10)
+    worker.start(lambda stop: order.append(stop()))
+    worker.wait()
     assert order == ["long", False]
 
 
@@ -388,7 +392,9 @@ def test_models_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_the_explorer_starts_without_what_is_slow_to_import():
-    code = "import sys, gradcheck.app.explorer; print(sorted({'matplotlib', 'scipy', 'torchmetrics'} & set(sys.modules)))"
+    code = (
+        "import sys, gradcheck.app.explorer; print(sorted({'matplotlib', 'scipy', 'torchmetrics'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
     )

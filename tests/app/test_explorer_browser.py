@@ -47,7 +47,9 @@ def lab(tmp_path):
         JUPYTERLAB_WORKSPACES_DIR="workspaces",
         IPYTHONDIR="ipython",
     )
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with (tmp_path / "lab.log").open("w") as log:
         server = subprocess.Popen(
@@ -69,14 +71,18 @@ def lab(tmp_path):
         )
         try:
             for _ in range(240):
-                try: urllib.request.urlopen(f"{url}/api/status?token=open", timeout=5).close(); break
+                try:
+                    urllib.request.urlopen(f"{url}/api/status?token=open", timeout=5).close()
+                    break
                 except OSError: time.sleep(0.25)
-            else: pytest.fail((tmp_path / "lab.log").read_text())
+            else: pytest.fail((tmp_path / "lab.log").read_text(encoding="utf-8"))
             yield f"{url}/lab/tree/05_explorer.ipynb?token=open", root
         finally:
             server.terminate()
             try: server.wait(20)
-            except subprocess.TimeoutExpired: server.kill(); server.wait()
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
 
 @pytest.fixture
@@ -164,7 +170,8 @@ def test_a_person_explores(lab, page, record_property):
     curve.wait_for(state="attached")
     lengths, sources = set(), set()
     while f"after {STEPS} of {STEPS}" not in (said := status.inner_text()):
-        lengths.add(len(curve.get_attribute("d"))); sources.add(pictures.nth(1).get_attribute("src"))
+        lengths.add(len(curve.get_attribute("d")))
+        sources.add(pictures.nth(1).get_attribute("src"))
         page.wait_for_timeout(150)
     assert len(lengths) > 2 and len(sources) > 2 and noise not in sources, said
     seconds["longest silence of the page while sampling"] = page.evaluate("gap") / 1000

@@ -100,7 +100,7 @@ def damage(root, what):
         root / "list_attr_celeba.txt",
         root / "list_eval_partition.txt",
     )
-    lines = attributes.read_text().splitlines()
+    lines = attributes.read_text(encoding="utf-8").splitlines()
     if what == "missing picture": (pictures / "000007.jpg").unlink()
     if what == "truncated picture": (pictures / "000007.jpg").write_bytes((pictures / "000007.jpg").read_bytes()[:300])
     if what == "wrong count": attributes.write_text("\n".join(["99", *lines[1:]]))
@@ -109,9 +109,11 @@ def damage(root, what):
     if what == "empty": attributes.write_text("")
     if what == "no attributes": attributes.unlink()
     if what == "no partition": partition.unlink()
-    if what == "partition short": partition.write_text(partition.read_text()[:100])
+    if what == "partition short": partition.write_text(partition.read_text(encoding="utf-8")[:100])
     if what == "no pictures": shutil.rmtree(pictures)
-    if what == "broken zip": shutil.rmtree(pictures); (root / "img_align_celeba.zip").write_bytes(b"PK no zip")
+    if what == "broken zip":
+        shutil.rmtree(pictures)
+        (root / "img_align_celeba.zip").write_bytes(b"PK no zip")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,9 @@ def test_what_is_missing_or_damaged_is_named(root, what, message):
 
 def command(monkeypatch, capsys, *args):
     monkeypatch.setattr(sys, "argv", ["gradcheck", *map(str, args)])
-    try: main(); code = 0
+    try:
+        main()
+        code = 0
     except SystemExit as e: code = e.code
     return code, capsys.readouterr().err
 
@@ -162,7 +166,7 @@ def test_train_on_it(what, root, tmp_path, monkeypatch, capsys):
     code, err = command(monkeypatch, capsys, *args)
     assert code == 0, err
     name = what[-1]
-    card = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    card = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
     assert (
         card["classes"] == ["not Male", "Male"]
         and card["data"] == dict(attribute="Male", size=64, images=15)

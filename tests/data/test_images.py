@@ -32,7 +32,8 @@ def pixels(root): return ImageFolder(root, 8).batch(range(15))[0]
 def test_every_prefix_holds_the_classes_in_proportion():
     targets, names = np.repeat([0, 1, 2], [500, 500, 100]), [f"{k}.png" for k in range(1100)]
     mixed = targets[mixed_order(targets, names)]
-    for n in (11, 22, 110, 600): assert np.abs(np.bincount(mixed[:n], minlength=3) - n * np.array([5, 5, 1]) / 11).max() <= 1
+    for n in (11, 22, 110, 600):
+        assert np.abs(np.bincount(mixed[:n], minlength=3) - n * np.array([5, 5, 1]) / 11).max() <= 1
     assert (mixed_order(targets, names) == mixed_order(targets, names)).all()
 
 
@@ -90,7 +91,9 @@ def test_touched_pictures_are_not_prepared_anew(root, monkeypatch):
 
 def test_a_disk_that_damages_what_is_written_is_no_loop(root, monkeypatch):
     write = images.write_bytes
-    monkeypatch.setattr(images, "write_bytes", lambda path, data: write(path, bytes(data)[:-1] if path.suffix == ".npy" else data))
+    monkeypatch.setattr(
+        images, "write_bytes", lambda path, data: write(path, bytes(data)[:-1] if path.suffix == ".npy" else data)
+    )
     with pytest.raises(UserError, match="damaged as soon as"): pixels(root)
 
 

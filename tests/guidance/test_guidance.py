@@ -296,7 +296,9 @@ def test_one_target_per_image():
 def test_outside_an_interval_no_gradient_is_computed():
     class Counting(Logits):
         calls = 0
-        def forward(self, x): Counting.calls += 1; return super().forward(x)
+        def forward(self, x):
+            Counting.calls += 1
+            return super().forward(x)
     steps = run(guidance=Guidance(Counting(), 0, scale=Interval(2.0, first=300, last=100)))
     inside = [s for s in steps if 300 >= s.t >= 100]
     assert Counting.calls == len(inside) > 0

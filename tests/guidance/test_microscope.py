@@ -139,7 +139,9 @@ def test_a_path_does_not_depend_on_the_batch():
 # ----------------------------------------------------------------------------------------------------------
 class Linear(torch.nn.Module):
     "Logits W x: their gradient is known."
-    def __init__(self, w): super().__init__(); self.w = w
+    def __init__(self, w):
+        super().__init__()
+        self.w = w
     def forward(self, x): return x.flatten(1) @ self.w.T
 
 

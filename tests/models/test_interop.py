@@ -124,7 +124,7 @@ def test_a_pipeline_is_a_denoiser_for_runs(tmp_path):
     )
     assert result.samples.shape == (2, 3, 16, 16) and result.guide.shape == (2, 3) and result.trace["norm"].min() > 0
     key = spec.key
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"beta_end": 0.03}))
     assert (
         RunSpec(
@@ -143,7 +143,9 @@ def test_a_pipeline_is_a_denoiser_for_runs(tmp_path):
 CLASSIFIER = """
 import torch
 from torch import nn
-def make(classes=3): return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes))
+def make(classes=3):
+    features = nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+    return nn.Sequential(*features, nn.Linear(128, classes))
 def make_two(): return make(2)
 def binary(): return make(1)
 def fixed_size(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
@@ -171,8 +173,8 @@ def test_the_authors_checkpoints(prefix, tmp_path):
 
 def damaged(folder, what):
     unet = folder / "unet"
-    config = json.loads((unet / "config.json").read_text())
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     if what == "no unet": shutil.rmtree(unet)
     if what == "pickle": (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
     if what == "no weights": (unet / "diffusion_pytorch_model.safetensors").unlink()

@@ -61,7 +61,7 @@ def test_patches_keep_shape_and_place(prediction):
 
 
 def test_mobilenet_has_torchvisions_names_shapes_and_count():
-    listed = json.loads((Path(__file__).parent / "torchvision_mobilenet_v3_small.json").read_text())
+    listed = json.loads((Path(__file__).parent / "torchvision_mobilenet_v3_small.json").read_text(encoding="utf-8"))
     with seeded(0): net = MobileNetV3Small(classes=4)
     assert {k: list(v.shape) for k, v in net.state_dict().items()} == listed
     assert sum(p.numel() for p in net.parameters()) == 1_521_956

@@ -85,7 +85,11 @@ t = trainer(Path({str(tmp_path / 'killed')!r}), steps=200, resume=True); t.every
 # --- within so many minutes
 # -------------------------------------------------------------------------------------------------
 def spoken(out):
-    return {k: v for k, v in json.loads((out / "robust.json").read_text()).items() if k not in ("command", "seconds")}
+    return {
+        k: v
+        for k, v in json.loads((out / "robust.json").read_text(encoding="utf-8")).items()
+        if k not in ("command", "seconds")
+    }
 
 
 def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypatch):
@@ -108,7 +112,9 @@ def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypa
 
     step, begun = Trainer.train_step, []
     def stopped(trainer, *batch):
-        if trainer.step == 2: trainer.save(); raise KeyboardInterrupt
+        if trainer.step == 2:
+            trainer.save()
+            raise KeyboardInterrupt
         return step(trainer, *batch)
     monkeypatch.setattr(Trainer, "train_step", stopped)
     assert (
@@ -124,7 +130,7 @@ def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypa
 
 def test_minutes_as_they_are_measured(tmp_path, cli):
     assert cli("train", "ddpm", "--preset", "smoke", "--minutes", "0.0001", "--out", tmp_path)[0] == 0
-    card = json.loads((tmp_path / "ddpm.json").read_text())
+    card = json.loads((tmp_path / "ddpm.json").read_text(encoding="utf-8"))
     assert (
         card["steps"] == 1 == card["recipe"]["warmup"]
         and card["shortened_from"] == 4
@@ -142,7 +148,7 @@ def test_minutes_as_they_are_measured(tmp_path, cli):
 def test_log_and_learning_rate(tmp_path):
     t = trainer(tmp_path, steps=4)
     t.run()
-    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    line = json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert line["step"] == 4 and line["images"] == 32 and line["loss"] > 0 and line["images_per_second"] > 0
     r = Recipe(steps=1000, lr=1.0, warmup=10)
     assert (
@@ -221,8 +227,9 @@ def test_weights_round_trip(saved):
 
 def test_damaged_and_foreign_weights(saved, tmp_path):
     _, path = saved
-    whole, card = path.read_bytes(), path.with_suffix(".json").read_text()
-    flipped = bytearray(whole); flipped[-1000] ^= 1
+    whole, card = path.read_bytes(), path.with_suffix(".json").read_text(encoding="utf-8")
+    flipped = bytearray(whole)
+    flipped[-1000] ^= 1
     for data in (whole[:-50], bytes(flipped), b"", b"PK\x03\x04 a pickle"):
         path.write_bytes(data)
         with pytest.raises(UserError, match="damaged"): load_classifier(str(path))

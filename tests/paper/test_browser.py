@@ -44,10 +44,15 @@ def test_the_page_stands_alone_and_fits(browser, page_file, name, width, height)
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.goto(page_file.as_uri())
     assert [r for r in requests if r != page_file.as_uri() and not r.startswith("data:")] == [] and complaints == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width                 # no sideways scrolling
-    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)") and page.locator("img").count() == 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
+    assert (
+        page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)")
+        and page.locator("img").count() == 3
+    )
     verdicts = page.locator("td.verdict")
-    assert verdicts.all_inner_texts() == ["holds", "does not hold", "undecided"] and all(verdicts.nth(i).is_visible() for i in range(3))
+    assert verdicts.all_inner_texts() == ["holds", "does not hold", "undecided"] and all(
+        verdicts.nth(i).is_visible() for i in range(3)
+    )
     for link in page.locator("a").all(): assert (page_file.parent / link.get_attribute("href")).is_file()
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"page_{name}.png", full_page=True)

@@ -36,7 +36,11 @@ def shared_cache(own_cache, tmp_path_factory, monkeypatch):
 
 
 def parameter_cells(path):
-    return [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    return [
+        c
+        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if "parameters" in c["metadata"].get("tags", [])
+    ]
 
 
 def test_there_is_a_notebook_per_figure():
@@ -50,7 +54,7 @@ def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_pa
     (tmp_path / "nbs").mkdir()
     copy = Path(shutil.copy(notebook, tmp_path / "nbs"))
     subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(copy)], check=True, cwd=tmp_path)
-    assert len(parameter_cells(copy)) == 1 and copy.read_text() == notebook.read_text()
+    assert len(parameter_cells(copy)) == 1 and copy.read_text(encoding="utf-8") == notebook.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
@@ -78,7 +82,7 @@ def test_papermill_alone(notebook, tmp_path):
     assert Image.open(folder / f"{figure}.png").size[0] > 1000
     assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     assert len(pd.read_csv(folder / f"{figure}.csv")) >= 4
-    sidecar = json.loads((folder / f"{figure}.json").read_text())
+    sidecar = json.loads((folder / f"{figure}.json").read_text(encoding="utf-8"))
     assert (
         sidecar["parameters"]["preset"] == "smoke"
         and sidecar["libraries"]["torch"]
@@ -89,7 +93,7 @@ def test_papermill_alone(notebook, tmp_path):
     for r in sidecar["runs"].values(): assert len(r["digests"]["denoiser"]) == 64 and r["count"] == 4
     said = "".join(
         "".join(o.get("text", ""))
-        for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+        for c in json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
         for o in c.get("outputs", [])
         if o["output_type"] == "stream"
     )
@@ -109,11 +113,11 @@ def test_reproduce_writes_a_page_without_broken_links_and_uses_its_parameters(tm
     out = capsys.readouterr().out
     assert "figure_3: " in out and " s)" in out
     links = Links()
-    links.feed(page.read_text())
+    links.feed(page.read_text(encoding="utf-8"))
     # no icon: else a browser asks for one
     assert len(links.found) == 13 and links.found.pop(0) == "data:,"
     for link in links.found: assert link.startswith("data:image/webp;base64,") or (page.parent / link).is_file(), link
-    sidecar = json.loads((page.parent / "figure_3.json").read_text())
+    sidecar = json.loads((page.parent / "figure_3.json").read_text(encoding="utf-8"))
     assert all(r["seed"] == 5 and r["steps"] == 5 for r in sidecar["runs"].values())
     # nothing was executed in place
     assert sources == {n: n.read_bytes() for n in NOTEBOOKS}
@@ -162,7 +166,7 @@ def test_two_reproductions_at_once(tmp_path):
     for path in chunks:
         spec = RunSpec(**read_meta(path)["spec"])
         assert read_chunk(path, spec) is not None
-    assert json.loads((tmp_path / "out" / "smoke" / "figure_3.ipynb").read_text())["cells"]
+    assert json.loads((tmp_path / "out" / "smoke" / "figure_3.ipynb").read_text(encoding="utf-8"))["cells"]
     left = [
         p
         for p in (*cache.rglob("*"), *(tmp_path / "out").rglob("*"))
@@ -176,7 +180,7 @@ def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys):
     claims = pd.read_csv(tmp_path / "smoke" / "claims.csv", keep_default_na=False)
     said = capsys.readouterr().out
     assert len(claims) >= 16 and set(claims["verdict"]) <= {"holds", "does not hold", "undecided"}
-    text = html.unescape(page.read_text())
+    text = html.unescape(page.read_text(encoding="utf-8"))
     for _, row in claims.iterrows():
         assert row["claim"] in said and row["claim"] in text
         low, high = (float(row[k] or "nan") for k in ("low", "high"))
@@ -188,24 +192,24 @@ def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys):
 def test_the_table_in_three_formats(tmp_path):
     page = reproduce(["table_1"], "smoke", tmp_path)
     table = pd.read_csv(tmp_path / "smoke" / "table_1.csv")
-    rows = (tmp_path / "smoke" / "table_1.md").read_text().splitlines()
+    rows = (tmp_path / "smoke" / "table_1.md").read_text(encoding="utf-8").splitlines()
     assert (
         len(table) == 10
         and len(rows) == 12
         and rows[2].startswith("| no guidance")
         and rows[-1].startswith("| floor: real images")
     )
-    tex = (tmp_path / "smoke" / "table_1.tex").read_text()
+    tex = (tmp_path / "smoke" / "table_1.tex").read_text(encoding="utf-8")
     assert tex.count(r"\\") == 11 and r"\toprule" in tex and r"\bottomrule" in tex and "\u0302" not in tex
     assert (
         {c for c in table if c.startswith("FID")} == {"FID (judge), target", "FID (judge), all"}
-        and "table_1.tex" in page.read_text()
-        and "<td>no guidance</td>" in page.read_text()
+        and "table_1.tex" in page.read_text(encoding="utf-8")
+        and "<td>no guidance</td>" in page.read_text(encoding="utf-8")
     )
 
 
 def test_a_notebook_without_its_parameters_cell_is_refused(tmp_path):
-    nb = json.loads(NOTEBOOKS[0].read_text())
+    nb = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
     for cell in nb["cells"]: cell["metadata"] = {}
     (tmp_path / "figure_1.ipynb").write_text(json.dumps(nb))
     with pytest.raises(UserError, match="0 cells tagged"): check_parameters(tmp_path / "figure_1.ipynb", [])

@@ -74,7 +74,7 @@ def test_figures_and_table_for_models_of_ones_own(mine, cli, monkeypatch):
         and "one ball" not in table
         and table["FID (judge), target"].notna().all()
     )
-    sidecar = json.loads((folder / "figure_2.json").read_text())
+    sidecar = json.loads((folder / "figure_2.json").read_text(encoding="utf-8"))
     assert all(
         r["denoiser"].endswith("pipeline")
         and r["judge"] == r["classifier"]
@@ -83,7 +83,7 @@ def test_figures_and_table_for_models_of_ones_own(mine, cli, monkeypatch):
         and r["scale"] > 0
         for r in sidecar["runs"].values()
     )
-    page = (folder / "index.html").read_text()
+    page = (folder / "index.html").read_text(encoding="utf-8")
     assert "models of your own" in page and "the guide judges itself" in page
 
 
@@ -129,7 +129,10 @@ def test_figures_and_table_on_celeba(tmp_path, cli):
         )
         and "index.html" in out
     )
-    table, runs = pd.read_csv(folder / "table_1.csv"), json.loads((folder / "table_1.json").read_text())["runs"]
+    table, runs = (
+        pd.read_csv(folder / "table_1.csv"),
+        json.loads((folder / "table_1.json").read_text(encoding="utf-8"))["runs"],
+    )
     assert {(r["T"], r["target"], r["objective"]) for r in runs.values()} == {(50, 1, "log_probability")} and table[
         "FID (judge), target"
     ].notna().all()

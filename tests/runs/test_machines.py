@@ -92,7 +92,9 @@ def test_memory_that_runs_out_in_several_words(error, capsys):
 def test_live_bytes_of_known_work():
     def work(n): return (torch.zeros(n, 1000) + 1).sum()
     assert step_bytes(work) == pytest.approx((0, 8000), abs=16)
-    with LiveBytes() as count: torch.zeros(1000); torch.zeros(500)
+    with LiveBytes() as count:
+        torch.zeros(1000)
+        torch.zeros(500)
     assert count.peak == 4000 and count.live == 0                                             # one after the other
 
 
@@ -242,7 +244,7 @@ def test_make_paper_is_one_call_that_trains_evaluates_and_computes_the_figures(m
         code, out, err = cli(*command, *(["--images", "16"] if command[0] == "evaluate" else []))
         assert code == 0, err
     assert (
-        json.loads(Path("data/paper/ddpm/ddpm.json").read_text())["recipe"]["precision"] == "float16"
+        json.loads(Path("data/paper/ddpm/ddpm.json").read_text(encoding="utf-8"))["recipe"]["precision"] == "float16"
         and Path("data/paper/evaluation/samples.png").is_file()
     )
     assert out.count("its runs are in") == 3 and "the same command makes the figures" in out

@@ -184,7 +184,12 @@ def test_an_interval_and_recurrence_in_a_run():
     assert (twice.trace["energy"][:-2] > 0).all() and not torch.equal(twice.samples, run(SPEC, 6).samples)
 
 
-MINE = "from gradcheck.guidance.stabilizers import Stabilizer\nclass Mine(Stabilizer):\n    def __call__(self, g): return {} * g\nclass Half: pass\n"
+MINE = (
+    "from gradcheck.guidance.stabilizers import Stabilizer\n"
+    "class Mine(Stabilizer):\n"
+    "    def __call__(self, g): return {} * g\n"
+    "class Half: pass\n"
+)
 
 
 def test_a_stabilizer_of_ones_own(tmp_path):
