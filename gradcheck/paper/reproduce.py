@@ -220,5 +220,7 @@ def concluded(figures, folder, setting, in_place, report):
     if in_place:
         write_back(figures, folder)
         report(f"notebooks: {notebook_of(figures[0]).parent}")
-    if not setting and reference_folder(folder.name).is_dir(): report(compare(folder).summary)
+    if not setting and reference_folder(folder.name).is_dir():
+        try: report(compare(folder).summary)
+        except UserError as e: report(f"not compared with the reference: {e}")      # nothing that was made is lost
     return page

@@ -59,7 +59,7 @@ def provenance():
     )
 
 # %% ../../nbs/5_paper/10_saved.ipynb #6a721822
-def sidecar_of(name, preset, specs, parameters, seconds):
+def sidecar_of(name, preset, specs, parameters, seconds, **chosen):
     """What stands beside a figure, as a dict: caption, source, parameters, what differs from the defaults, runs,
     machine."""
     known = FIGURES[name]
@@ -71,6 +71,7 @@ def sidecar_of(name, preset, specs, parameters, seconds):
         protocol=known.protocol,
         parameters=parameters,
         setting=setting_of(parameters),
+        chosen=chosen,
         models=model_digests(preset),
         runs=runs,
         seconds=round(seconds, 1),
@@ -127,14 +128,14 @@ class OpenFigure:
 
     def __repr__(self): return identity(self.name, self.preset, self.parameters)
 
-    def save(self, fig, table, specs=None, dpi=200, **parameters):
+    def save(self, fig, table, specs=None, dpi=200, **chosen):
         """Write PNG, PDF, CSV and sidecar into the setting's folder, and return that folder. `specs` are those of the
-        runs by label where they are not `runs`; further `parameters` go into the sidecar."""
+        runs by label where they are not `runs`; what the notebook has `chosen` itself stands in the sidecar."""
         specs = {label: run.spec for label, run in self.runs.items()} if specs is None else specs
         for suffix in ("png", "pdf"): write_bytes(self.folder / f"{self.name}.{suffix}", figure_bytes(fig, suffix, dpi))
         write_bytes(self.folder / f"{self.name}.csv", table.to_csv(index=False).encode())
         seconds = time.time() - self.started
-        sidecar = sidecar_of(self.name, self.preset, specs, self.parameters | parameters, seconds)
+        sidecar = sidecar_of(self.name, self.preset, specs, self.parameters, seconds, **chosen)
         text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
         write_bytes(self.folder / f"{self.name}.json", text.encode())
         return self.folder

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from test_claims import evidence
 
-from gradcheck.paper.claims import CLAIMS, decide
+from gradcheck.paper.claims import CLAIMS
+from gradcheck.runs.verdicts import decide
 from gradcheck.core import write_bytes
 from gradcheck.paper.page import write_page
 from gradcheck.paper.reproduce import reproduce

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.paper.claims import CLAIMS, Claim, Evidence, decide, target_probability, trade_off, verdict
+from gradcheck.paper.claims import CLAIMS, Evidence
+from gradcheck.runs.tradeoff import trade_off
+from gradcheck.runs.verdicts import Claim, decide, target_probability, verdict
 from gradcheck.runs.tradeoff import fid_at, fid_effect, gain_at_equal_probability
 from gradcheck.runs.effects import Effect, paired_effect
 from gradcheck.paper.presets import get_preset
