@@ -195,3 +195,37 @@ def test_bench(cli, tmp_path):
     )
     few, many = result["peak_gib_of_x0_hat_step_by_images"].values()
     assert 0.2 < few < 2 and many < 1.2 * few                         # does not grow with the number of images
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_compare_exits_with_1_where_a_verdict_changed(cli, monkeypatch, changed):
+    asked = []
+
+    class Told:
+        text = "two tables"
+
+    def compare(results, reference):
+        asked.append((results, reference))
+        told = Told()
+        told.changed = changed
+        return told
+    monkeypatch.setattr("gradcheck.paper.compare.compare", compare)
+    code, out, err = cli("compare", "somewhere", "--reference", "else")
+    assert (code, out.strip(), err, asked) == (int(changed), "two tables", "", [("somewhere", "else")])
+
+
+def test_compare_without_results_is_one_sentence(cli, tmp_path):
+    code, out, err = cli("compare", tmp_path / "nowhere")
+    assert code == 2 and "there is no folder" in err and err.count("\n") == 1
+
+
+def test_what_is_unforeseen_is_one_sentence_with_a_file(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("gradcheck.commands.load_weights", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError): cli("info")                       # a test sees the mistake itself
+    monkeypatch.delenv("GRADCHECK_DEBUG", raising=False)
+    monkeypatch.setattr("gradcheck.cli.os.environ", {})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = cli("info")
+    file, = tmp_path.glob("gradcheck-*.txt")
+    assert code == 1 and str(file) in err and "Traceback" not in err and err.count("\n") == 1
+    assert "ZeroDivisionError" in file.read_text(encoding="utf-8")
