@@ -56,6 +56,9 @@ MORE_LABELS = {
     "interval": "guidance interval",
     "recurrent": "recurrence",
 }
+MORE_LABELS |= {
+    f"x0_hat_{v}": f"x̂₀-prediction + {MORE_LABELS[v]}" for v in ("rms", "unit", "smooth", "interval", "recurrent")
+}
 VARIANT_COLORS = {"x0_hat": "orange", "adam": "purple", "both": "green"}
 
 def grid(roles, layout):
