@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for p in (ROOT / "gradcheck").rglob("*.py") if not p.stem.startswith("_"))
 NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in MODULES]
-NEEDS_WIDGETS = "gradcheck.app.explorer"                                # the one that needs the extra `notebooks`
+NEEDS_WIDGETS = ("gradcheck.app.controls", "gradcheck.app.explorer")      # these need the extra `notebooks`
 BIN = Path(sys.executable).parent
 
 
@@ -51,7 +51,7 @@ import gradcheck
 
 assert "site-packages" in gradcheck.__file__
 for name in {NAMES}:
-    if name == "{NEEDS_WIDGETS}":
+    if name in {NEEDS_WIDGETS}:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as e:

@@ -74,7 +74,8 @@ def read_claims(path):
     missing = [c for c in CLAIM_COLUMNS if c not in table]
     if missing: raise UserError(f"{str(path)!r} has no column {', '.join(missing)}; make claims again.")
     if not table["verdict"].isin(VERDICTS).all(): raise UserError(f"{str(path)!r} is torn; make claims again.")
-    return table
+    words = table.columns.difference(["effect", "low", "high"])             # a column without a word is read as numbers
+    return table.assign(**{c: table[c].astype(object).where(table[c].notna(), "") for c in words})
 
 # %% ../../nbs/4_runs/09_records.ipynb #0e6cac33
 ROLES_OF_A_RUN = ("denoiser", "classifier", "judge", "start")
