@@ -8,7 +8,6 @@ Texts are written between two marks, `<!-- NAME -->` and `<!-- /NAME -->`; tests
 is written here."""
 import base64
 import csv
-import io
 import json
 import re
 import sys
@@ -39,19 +38,11 @@ IN_SHORT = (   # the beginnings of five claims' sentences: the rows of the READM
 )
 
 
-def few_colours(image, colours):
-    "An RGB picture as a PNG file of so many colours, the rare ones kept: a curve's colour says which curve it is."
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    few = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
-    few.save(buffer, "png", optimize=True)
-    return buffer.getvalue()
-
-
 def thumbnail(path, out, width=320, height=180, colours=64):
     "A picture in the middle of `width` x `height` white pixels, in so few colours that it takes about 10 KB."
     from PIL import Image
+
+    from gradcheck.pictures import few_colours
 
     image = Image.open(path).convert("RGBA")
     ground = Image.new("RGBA", image.size, "white")
@@ -69,6 +60,8 @@ def make_thumbnails(results):
     "The small pictures of the front page, and the README's figure, from a folder of results."
     from PIL import Image
 
+    from gradcheck.pictures import few_colours
+
     for name in FIGURES:
         path = Path(results) / f"{name}.png"
         if path.is_file():
@@ -83,15 +76,14 @@ def make_thumbnails(results):
 
 def shrink(path, largest=400_000):
     "Re-encode the pictures of a notebook's outputs, in 64 colours, and in fewer while it is too large."
-    from PIL import Image
+    from gradcheck.paper.plots import smaller
 
     page = json.loads(path.read_text(encoding="utf-8"))
     outputs = [o["data"] for c in page["cells"] for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
     pictures = [base64.b64decode("".join(data["image/png"])) for data in outputs]
     for colours in (64, 48, 32, 24):
         for data, picture in zip(outputs, pictures):
-            small = few_colours(Image.open(io.BytesIO(picture)).convert("RGB"), colours)
-            data["image/png"] = base64.b64encode(min(picture, small, key=len)).decode() + "\n"
+            data["image/png"] = base64.b64encode(smaller(picture, colours)).decode() + "\n"
         text = json.dumps(page, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if len(text.encode()) <= largest:
             break

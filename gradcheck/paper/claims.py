@@ -17,7 +17,6 @@ import numpy as np
 from ..core import pick_device
 from ..models.catalogue import open_classifier, open_denoiser
 from .curves import LABELS
-from .figures import figure_runs
 from .presets import ROLES, Preset, get_preset
 from .settings import spec_for
 from ..runs.effects import paired_effect
@@ -41,9 +40,6 @@ class Evidence:
     "Everything the claims are decided on: runs by label, the preset, and what is computed from them when needed."
     preset: Preset
     runs: dict
-
-    @classmethod
-    def gather(cls, preset, **changes): return cls(get_preset(preset), figure_runs("claims", preset, **changes))
 
     def run(self, classifier, variant):
         "The run of Table 1."

@@ -22,7 +22,7 @@ from ..core import UserError, choose, make_folder, project_root, write_bytes
 from .compare import compare, reference_folder
 from .figures import FIGURES, PRESET_PARAMETERS, SPEC_PARAMETERS, figure_runs, figure_specs
 from .page import claims_text, write_page
-from .plots import few_colours
+from .plots import smaller
 from .presets import get_preset
 from .settings import folder_of, preset_for, setting_of, spec_for
 from ..runs.records import read_claims
@@ -139,7 +139,7 @@ def kept(output, colours):
     data = output.get("data", {})
     if any("widget" in kind for kind in data): return None
     if "image/png" in data:
-        png = few_colours(base64.b64decode(data["image/png"]), colours)
+        png = smaller(base64.b64decode(data["image/png"]), colours)
         output = output | dict(data={"image/png": base64.b64encode(png).decode()}, metadata={})
     return output | ({"execution_count": None} if "execution_count" in output else {})
 

@@ -9,7 +9,6 @@ __all__ = ['NULL_IMAGES', 'RunResult', 'models', 'start_of', 'guidance_of', 'ste
 
 # %% ../../nbs/4_runs/02_runs.ipynb #585ff4e0
 import hashlib
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
-from ..core import image_generators, make_folder, pick_device, project_root, randn, read_meta, save_atomically
+from ..core import cache_root, image_generators, make_folder, pick_device, randn, read_meta, save_atomically
 from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, guided_steps
 from ..guidance.stabilizers import make_stabilizer
@@ -146,7 +145,7 @@ def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
 def judgement(classifier, images, batch=64): return torch.cat([classifier(x).float() for x in images.split(batch)])
 
 # %% ../../nbs/4_runs/02_runs.ipynb #e9f3e55c
-def cache_folder(): return Path(os.environ.get("GRADCHECK_CACHE") or project_root() / "data" / "cache")
+def cache_folder(): return cache_root()
 
 def _content(tensors): return hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
 

@@ -19,7 +19,7 @@ CURVES = pd.DataFrame(dict(curve="robust", t=np.arange(398, -1, -1), mean=0.5, s
 
 
 def plant(folder, figure, table, run=RUN, **changes):
-    "A figure as `save_figure` leaves it, without its picture."
+    "A figure as `OpenFigure.save` leaves it, without its picture."
     sidecar = dict(
         figure=figure,
         caption="A caption",

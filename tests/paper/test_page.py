@@ -16,7 +16,7 @@ CLAIMS = pd.DataFrame([
 
 
 def plant(folder, figure, **changes):
-    "A figure as `save_figure` leaves it: a sidecar, a small picture, numbers."
+    "A figure as `OpenFigure.save` leaves it: a sidecar, a small picture, numbers."
     sidecar = dict(
         figure=figure,
         caption="The caption of x̂₀ – " + figure,
