@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['built_classifier', 'content_digest', 'function_card', 'denoiser_card', 'classifier_card', 'start_name', 'has_start',
-           'open_denoiser', 'open_classifier', 'in_memory', 'class_names']
+           'start_card', 'open_denoiser', 'open_classifier', 'in_memory', 'class_names']
 
 # %% ../../nbs/2_models/10_catalogue.ipynb #8d1933da
 import hashlib
@@ -117,9 +117,21 @@ def start_name(denoiser):
     return str(path / "start.safetensors") if located(denoiser).is_dir() else str(path.with_name("start" + path.suffix))
 
 def has_start(denoiser):
-    "Is there a matched start for this denoiser?"
-    try: return bool(read_card(start_name(denoiser), "GaussianStart"))
-    except UserError: return False
+    "Is there, or should there be, a matched start for this denoiser? Its card may say so; else a file beside it does."
+    start = located(start_name(denoiser)) if str(start_name(denoiser)).endswith(".safetensors") else None
+    beside = start and (start.exists() or start.with_suffix(".json").exists())
+    return bool(denoiser_card(denoiser).get("start") or beside)
+
+def start_card(denoiser):
+    """The card of the matched start of a denoiser. `UserError` if it cannot be read, or is not the one that the
+    denoiser was trained with: sampling from elsewhere would give other pictures in silence."""
+    try: card = read_card(start_name(denoiser), "GaussianStart")
+    except UserError as e:
+        raise UserError(f"the matched start of {str(denoiser)!r} cannot be used ({str(e).rstrip('.')}); "
+                        "restore it, or sample from N(0, I) with start=standard (--start standard).") from None
+    if denoiser_card(denoiser).get("start") in (None, card["sha256"]): return card
+    raise UserError(f"the matched start beside {str(denoiser)!r} is not the one of its training; restore "
+                    "start.safetensors and start.json, or sample from N(0, I) with start=standard (--start standard).")
 
 # %% ../../nbs/2_models/10_catalogue.ipynb #1aca9e23
 def open_denoiser(name, device="cpu"):

@@ -153,10 +153,10 @@ DIFFUSION = {
 # %% ../../nbs/2_models/07_checkpoints.ipynb #b1e0b111
 def check_fields(told, allowed, where):
     "`UserError` for the first field of `told` (a dict) that is not `allowed`, or has a value that is not."
-    if not isinstance(told, dict): raise UserError(f"{where} is {str(told)[:80]!r}; it must be an object with fields.")
+    if not isinstance(told, dict): raise UserError(f"{where} is {repr(told)[:80]}; it must be an object with fields.")
     for name, value in told.items():
         right, words = allowed[choose(f"field of {where}", name, allowed)]
-        if not right(value): raise UserError(f"{where} says {name} = {str(value)[:80]!r}; it must be {words}.")
+        if not right(value): raise UserError(f"{where} says {name} = {repr(value)[:80]}; it must be {words}.")
 
 def check_card(card, path):
     "`UserError` for a card (JSON) that is not one of ours, was altered, or says what cannot be."

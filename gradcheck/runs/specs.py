@@ -19,8 +19,7 @@ from ..data.sportballs import CLASSES
 from ..guidance.samplers import DDIM, Ancestral, HalfPrecision
 from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, Interval
 from ..guidance.stabilizers import make_stabilizer, stabilizer_digest
-from ..models.catalogue import class_names, classifier_card, denoiser_card, has_start, start_name
-from ..models.checkpoints import read_card
+from ..models.catalogue import class_names, classifier_card, denoiser_card, has_start, start_card
 from ..models.ddpm import DDPM
 
 # %% ../../nbs/4_runs/01_specs.ipynb #731db758
@@ -113,6 +112,7 @@ class RunSpec:
                 f"there is no matched start beside the denoiser {self.denoiser!r}; use start=standard (N(0, I)), or "
                 "put start.safetensors there."
             )
+        if self.start == "matched": start_card(self.denoiser)
 
     def _set(self, name, value): object.__setattr__(self, name, value)
 
@@ -168,7 +168,7 @@ class RunSpec:
             "judge": classifier_card(self.judge, self.shape),
         }
         return cards | (
-            {"start": read_card(start_name(self.denoiser), "GaussianStart")} if self.start == "matched" else {}
+            {"start": start_card(self.denoiser)} if self.start == "matched" else {}
         )
 
     @property

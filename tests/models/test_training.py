@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_weights, read_card, save_weights
+from gradcheck.models.checkpoints import card_digest, load_classifier, load_denoiser, load_weights, read_card, save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
@@ -88,7 +88,7 @@ def spoken(out):
     return {
         k: v
         for k, v in json.loads((out / "robust.json").read_text(encoding="utf-8")).items()
-        if k not in ("command", "seconds")
+        if k not in ("command", "seconds", "card_sha256")
     }
 
 
@@ -235,7 +235,11 @@ def test_damaged_and_foreign_weights(saved, tmp_path):
         with pytest.raises(UserError, match="damaged"): load_classifier(str(path))
     path.write_bytes(whole)
     with pytest.raises(UserError, match="UNet is needed"): load_denoiser(str(path))
-    path.with_suffix(".json").write_text(card.replace('"classes": 4', '"classes": 7'))
+    other = json.loads(card)
+    other["config"]["classes"] = 7
+    path.with_suffix(".json").write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(UserError, match="does not agree"): load_classifier(str(path))
+    path.with_suffix(".json").write_text(json.dumps(other | {"card_sha256": card_digest(other)}), encoding="utf-8")
     with pytest.raises(UserError, match="do not fit"): load_classifier(str(path))
     path.with_suffix(".json").write_text("{")
     with pytest.raises(UserError, match="not JSON"): load_classifier(str(path))
