@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 
 from ..core import UserError, choose, image_generators, randn
 from .gradients import cosine, norm, saturated_share
-from .samplers import Ancestral
-from .sampling import WHERE, Guidance, log_probability
+from .sampling import WHERE, Ancestral, Guidance, log_probability
 from .stabilizers import make_stabilizer
 from ..models.batches import MicroBatch, fill_tiles
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'WHERE', 'UNGUIDED', 'log_probability', 'logit', 'binary_log_probability', 'multilabel_log_probability',
            'gradient_of', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped', 'smoothed', 'unguided', 'Interval', 'Guidance',
-           'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
+           'Ancestral', 'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #e3f1ef99
 import math
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import UserError, randn
-from .samplers import Ancestral
-from .stabilizers import Stabilizer
-from ..models.batches import MicroBatch, fill_tiles
-from ..models.ddpm import predict
+from .stabilizers import Stabilizer, guarded
+from ..models.batches import MicroBatch, tiled
+from ..models.ddpm import VARIANCES, predict
+from ..models.networks import as_it_likes
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #cd131ada
 def log_probability(logits, target): return F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
@@ -43,7 +43,7 @@ def gradient_of(value, x):
     "The gradient (same shape as `x`) of the sum of `value(x)` (N,), with `x` as a fresh leaf."
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(value(x).sum(), x)[0]
+        return torch.autograd.grad(value(x.clone()).sum(), x)[0]
 
 def at_x_t(ddpm, denoiser, x_t, t, value):
     with torch.no_grad(): x0 = predict(ddpm, denoiser, x_t, t)
@@ -54,7 +54,7 @@ def at_x0_hat(ddpm, denoiser, x_t, t, value):
     with torch.enable_grad():
         x = x_t.detach().requires_grad_()
         x0 = predict(ddpm, denoiser, x, t)
-        gradient, = torch.autograd.grad(value(ddpm.clip_x0(x0)).sum(), x)
+        gradient, = torch.autograd.grad(value(ddpm.clip_x0(x0).clone()).sum(), x)
     return x0.detach(), gradient
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #e926a7ac
@@ -110,6 +110,7 @@ class Guidance:
     scale: Any = 1.0
 
     def __post_init__(self):
+        self.stabilizer = guarded(self.stabilizer)
         if not callable(self.scale) and not (math.isfinite(self.scale) and self.scale >= 0):
             raise UserError(f"the guidance scale is {self.scale}; give a finite number >= 0.")
 
@@ -117,23 +118,40 @@ class Guidance:
     def scale_at(self, t): return self.scale(t) if callable(self.scale) else self.scale
 
     def evaluate(self, ddpm, denoiser, x_t, t, micro_batch):
-        "x0-hat (not clipped) and the raw gradient for all images, a `MicroBatch` of them at a time."
+        "x0-hat (not clipped) and the raw gradient for all images, in the dtype of x_t whatever the networks'."
         where = unguided if self.scale_at(t) is None else self.where
+        def together(x, y):
+            def value(image): return self.objective(self.classifier(as_it_likes(self.classifier, image)), y)
+            return where(ddpm, denoiser, x, t, value)
         target = torch.as_tensor(self.target, device=x_t.device).expand(len(x_t))
-
-        def work(part):
-            x, y = x_t[part], target[part]
-            n, full = len(x), fill_tiles(len(x), x.device, micro_batch.tile)
-            outputs = where(ddpm, denoiser, x[full], t, lambda image: self.objective(self.classifier(image), y[full]))
-            # the state's precision, whatever the networks'
-            return [out[:n].to(x_t.dtype) for out in outputs]
-        return micro_batch.map(len(x_t), work)
+        return [out.to(x_t.dtype) for out in tiled(micro_batch, together, x_t, target)]
 
     def stabilise(self, gradient, t):
         "The gradient after the stabilizer; where the scale is off, zero, and the stabilizer's state stays as it is."
         return gradient if self.scale_at(t) is None else self.stabilizer(gradient)
 
 UNGUIDED = Guidance(classifier=None, target=0, scale=lambda t: None)
+
+# %% ../../nbs/3_guidance/03_sampling.ipynb #ee0bc499
+@dataclass(frozen=True)
+class Ancestral:
+    """The DDPM step with the diffusion's `variance`, beta-tilde ("fixed_small") unless it says otherwise; `push` is the
+    scaled guidance s g."""
+    def variance(self, ddpm, t, t_prev, x): return VARIANCES[ddpm.variance](ddpm.abar_at(t, x), ddpm.abar_at(t_prev, x))
+
+    def mean(self, ddpm, x_t, x0, t, t_prev):
+        abar, abar_prev = ddpm.abar_at(t, x_t), ddpm.abar_at(t_prev, x_t)
+        alpha = abar / abar_prev
+        return (abar_prev.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - abar_prev) * x_t) / (1 - abar)
+
+    def gain(self, ddpm, t, t_prev, x):
+        "How far a push of 1 moves x_prev."
+        return self.variance(ddpm, t, t_prev, x)
+
+    def step(self, ddpm, x_t, x0, t, t_prev, noise, push):
+        mean = self.mean(ddpm, x_t, x0, t, t_prev)
+        variance = self.variance(ddpm, t, t_prev, x_t)
+        return mean + variance * push + variance.sqrt() * noise          # eq. (1): push = s g
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #4a497be8
 @dataclass(frozen=True)
@@ -149,6 +167,7 @@ class Step:
     shift: torch.Tensor
     x_prev: torch.Tensor
 
+# %% ../../nbs/3_guidance/03_sampling.ipynb #41bd4036
 class NonFiniteGradient(UserError, ArithmeticError):
     "A guidance gradient is NaN or infinite: guidance cannot go on."
 
@@ -160,7 +179,7 @@ def check_finite(gradient, t, guidance):
         raise NonFiniteGradient(
             f"the guidance gradient is not finite at time step {t} for image {bad[0]} of the batch "
             f"({guidance.where.__name__}, "
-            f"{type(guidance.stabilizer).__name__}, scale {guidance.scale}); lower the scale or check the classifier."
+            f"{guidance.stabilizer.name}, scale {guidance.scale}); lower the scale or check the classifier."
         )
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #ae0532ea
@@ -178,7 +197,8 @@ def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=A
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
         check_finite(gradient, t, guidance)
         stabilised = guidance.stabilise(gradient, t)
-        noise, x0_hat = randn(x_t.shape, generator, x_t.device).to(x_t.dtype), ddpm.clip_x0(x0_raw)
+        noise = randn(x_t.shape, generator, x_t.device).to(x_t.dtype)
+        x0_hat = ddpm.clip_x0(x0_raw)
         push = (guidance.scale_at(t) or 0.0) * stabilised
         x_prev = sampler.step(ddpm, x_t, x0_hat, t, t_prev, noise, push)
         yield Step(t, x_t, x0_raw, x0_hat, gradient, stabilised, sampler.gain(ddpm, t, t_prev, x_t) * push, x_prev)

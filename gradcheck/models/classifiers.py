@@ -77,6 +77,8 @@ class MobileNetV3Small(nn.Module):
     `mobilenet_v3_small`.
 
     Raises `UserError` for images with another number of channels, or of another size where `size` is given."""
+    channels_last = True
+
     def __init__(self, classes=4, size=None, dropout=0.2):
         super().__init__()
         self.classes, self.size = classes, size
@@ -109,6 +111,8 @@ class ResNet(nn.Module):
     """Images (N, 3, H, W) in [-1, 1] to logits (N, classes), H and W halved at each of `widths` (channels).
 
     Raises `UserError` for images with another number of channels, or of another size where `size` is given."""
+    channels_last = True
+
     def __init__(self, classes=4, size=None, widths=(24, 48, 96, 192, 192)):
         super().__init__()
         self.classes, self.size, self.widths = classes, size, tuple(widths)

@@ -171,6 +171,8 @@ class UNet(nn.Module):
     returns.
 
     Raises `UserError` for an unknown prediction or an image that is not `size` x `size` with `channels` channels."""
+    channels_last = True
+
     def __init__(self, config=LAPTOP):
         super().__init__()
         choose("prediction", config.prediction, PREDICTIONS)

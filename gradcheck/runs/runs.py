@@ -26,9 +26,9 @@ from ..guidance.stabilizers import make_stabilizer
 from ..models.batches import MicroBatch, fitting
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
-from ..models.networks import Autocast
+from ..models.networks import in_precision
 from ..pictures import images_to_uint8, uint8_to_images
-from .specs import PRECISIONS, SAMPLERS, STATES, RunSpec
+from .specs import SAMPLERS, STATES, RunSpec
 
 # %% ../../nbs/4_runs/02_runs.ipynb #a355a813
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def models(spec, device="cpu"):
         in_memory(kind, getattr(spec, role), spec.digests[role], device)
         for role, kind in (("denoiser", "denoiser"), ("classifier", "classifier"), ("judge", "classifier"))
     )
-    dtype = PRECISIONS[spec.precision]
-    return (Autocast(denoiser, dtype), Autocast(classifier, dtype), judge) if dtype else (denoiser, classifier, judge)
+    return in_precision(denoiser, spec.precision), in_precision(classifier, spec.precision), judge
 
 def start_of(spec, generators, device="cpu"):
     "x_T of a run, one image per generator."

@@ -5,7 +5,8 @@ from conftest import generator
 
 from gradcheck.core import UserError, image_generators, randn
 from gradcheck.models.ddpm import DDPM, GaussianStart
-from gradcheck.guidance.samplers import DDIM, Ancestral
+from gradcheck.guidance.samplers import DDIM
+from gradcheck.guidance.sampling import Ancestral
 from gradcheck.data.sportballs import SportBalls
 
 diffusers = pytest.importorskip("diffusers")

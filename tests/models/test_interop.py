@@ -13,7 +13,7 @@ from gradcheck.models.checkpoints import load_denoiser, save_weights
 from gradcheck.models.classifiers import MobileNetV3Small, class_probabilities
 from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
-from gradcheck.guidance.samplers import Ancestral
+from gradcheck.guidance.sampling import Ancestral
 from gradcheck.guidance.sampling import UNGUIDED, guided_steps
 from gradcheck.models.interop import load_pipeline, pipeline_card, save_pipeline
 from gradcheck.models.catalogue import classifier_card, open_classifier

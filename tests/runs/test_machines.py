@@ -169,7 +169,7 @@ def test_one_step_of_each_path_at_the_paper_scale(tmp_path):
     before = model.conv_in.weight.detach().clone()
     trainer = Trainer(model, loss, None, replace(recipe, batch_size=2), tmp_path)
     assert 0.5 < trainer.train_step(images, labels) < 2 and not torch.equal(model.conv_in.weight, before)
-    denoiser, classifier = (Autocast(freeze(m), torch.bfloat16) for m in (model, load_classifier("laptop/nonrobust")))
+    denoiser, classifier = (Autocast(freeze(m), "bfloat16") for m in (model, load_classifier("laptop/nonrobust")))
     for where in WHERE.values():
         step = next(
             guided_steps(

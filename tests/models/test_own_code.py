@@ -1,0 +1,235 @@
+"""Classifiers and stabilizers as people write them: each works, or is one sentence with file and line."""
+
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from gradcheck.core import UserError, image_generators, randn
+from gradcheck.guidance.sampling import WHERE, Guidance, guided_steps
+from gradcheck.guidance.stabilizers import Adam, Stabilizer, guarded, make_stabilizer
+from gradcheck.models.catalogue import classifier_card, open_classifier
+from gradcheck.models.ddpm import DDPM
+from gradcheck.models.networks import freeze
+
+HEAD = "import torch\nfrom torch import nn\nimport torch.nn.functional as F\n\n"
+BODY = "nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)"
+SHAPE = (3, 16, 16)
+
+
+@pytest.fixture
+def written(tmp_path):
+    "name of a classifier or stabilizer from the text of its file"
+    def write(text, function="make"):
+        path = tmp_path / "mine.py"
+        path.write_text(HEAD + textwrap.dedent(text), encoding="utf-8")
+        return f"{path}:{function}"
+    return write
+
+
+WORKING = {
+    "plain": f"def make(): return nn.Sequential({BODY})",
+    "in training mode": f"def make(): return nn.Sequential({BODY}).train()",
+    "eval returns nothing": f"""
+        class Net(nn.Sequential):
+            def eval(self): super().eval()
+            def train(self, mode=True): super().train(mode)
+        def make(): return Net({BODY})""",
+    "view behind a convolution": """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.out = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8 * 64, 4)
+            def forward(self, x):
+                x = self.conv(x)
+                return self.out(x.view(x.size(0), -1))
+        def make(): return Net()""",
+    "a first layer in place": f"def make(): return nn.Sequential(nn.LeakyReLU(0.5, inplace=True), {BODY})",
+    "normalises in place": f"""
+        class Net(nn.Sequential):
+            def forward(self, x):
+                x -= 0.5
+                return super().forward(x.mul_(2))
+        def make(): return Net({BODY})""",
+    "an output with logits": f"""
+        from types import SimpleNamespace
+        class Net(nn.Sequential):
+            def forward(self, x): return SimpleNamespace(logits=super().forward(x))
+        def make(): return Net({BODY})""",
+    "float64": f"def make(): return nn.Sequential({BODY}).double()",
+    "float16": f"def make(): return nn.Sequential({BODY}).half()",
+    "without gradients": f"""
+        def make():
+            net = nn.Sequential({BODY})
+            for p in net.parameters(): p.requires_grad = False
+            return net""",
+    "log-probabilities": f"def make(): return nn.Sequential({BODY}, nn.LogSoftmax(1))",
+    "one logit": f"def make(): return nn.Sequential({BODY}, nn.Linear(4, 1))",
+    "prints at import": f"print('hello')\ndef make(): return nn.Sequential({BODY})",
+    "dropout": f"def make(): return nn.Sequential(nn.Dropout(0.5), {BODY})",
+}
+
+
+@pytest.mark.parametrize("text", WORKING.values(), ids=WORKING)
+def test_classifiers_that_work(written, text):
+    name = written(text)
+    classes = classifier_card(name, SHAPE)["config"]["classes"]
+    model = open_classifier(name)
+    x = (torch.rand(3, *SHAPE) * 2 - 1).to(memory_format=torch.channels_last)
+    before = x.clone()
+    logits = model(x)
+    assert logits.shape == (3, classes) and logits.dtype == torch.float32
+    assert torch.equal(x, before), "the image was changed"
+    assert not any(m.training for m in model.modules()) and not any(p.requires_grad for p in model.parameters())
+    for where in WHERE.values():
+        x0, gradient = where(DDPM(), Denoiser(), x, 100, lambda image: model(image)[:, 0])
+        assert torch.equal(x, before) and gradient.shape == x.shape and gradient.isfinite().all()
+
+
+REFUSED = {
+    "probabilities": (f"def make(): return nn.Sequential({BODY}, nn.Softmax(1))", "returns probabilities"),
+    "sigmoids": (f"def make(): return nn.Sequential({BODY}, nn.Sigmoid())", "returns probabilities"),
+    "softmax by hand": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return F.softmax(super().forward(x), 1)
+        def make(): return Net({BODY})""", "returns probabilities"),
+    "a tuple": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x), x
+        def make(): return Net({BODY})""", "must return logits .*a tuple"),
+    "a dict": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return dict(out=super().forward(x))
+        def make(): return Net({BODY})""", "a dict"),
+    "maps": ("def make(): return nn.Conv2d(3, 4, 3)", "returned shape"),
+    "flat": (f"def make(): return nn.Sequential({BODY}, nn.Flatten(0))", "returned shape"),
+    "NaN": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x).log() * float('nan')
+        def make(): return Net({BODY})""", "NaN or infinity"),
+    "NaN weights": (f"""
+        def make():
+            net = nn.Sequential({BODY})
+            net[0].weight.data[0] = float('nan')
+            return net""", "NaN or infinity in '0.weight'"),
+    "other sizes": ("def make(): return nn.Sequential(nn.Flatten(), nn.Linear(10, 4))", "fails on images of shape"),
+    "raises": ("""
+        class Net(nn.Module):
+            def forward(self, x): raise KeyError('lost')
+        def make(): return Net()""", r"KeyError: 'lost', .*mine.py, line 7"),
+    "batch statistics": ("""
+        def make():
+            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False),
+                                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))""", "beside others"),
+    "random": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x + torch.randn_like(x))
+        def make(): return Net({BODY})""", "differently each time"),
+    "on meta": (f"""
+        def make():
+            with torch.device('meta'): return nn.Sequential({BODY})""", "meta device"),
+    "no module": ("def make(): return 5", "is a int"),
+    "a class with arguments": ("class make(nn.Module):\n    def __init__(self, n): super().__init__()", "failed"),
+    "fails at import": ("1 / 0\ndef make(): pass", r"ZeroDivisionError: division by zero, .*mine.py, line 5"),
+    "exits at import": ("import sys\nsys.exit(3)", r"SystemExit: 3, .*mine.py, line 6"),
+    "exits inside": ("def make(): exit(1)", "SystemExit"),
+    "no syntax": ("def make(:", "SyntaxError"),
+}
+
+
+@pytest.mark.parametrize("text, message", REFUSED.values(), ids=REFUSED)
+def test_classifiers_that_are_refused_in_a_sentence(written, text, message):
+    with pytest.raises(UserError, match=message): classifier_card(written(text), SHAPE)
+
+
+# --- stabilizers -------------------------------------------------------------------------------------------------
+class Denoiser(nn.Module):
+    prediction = "sample"
+    def forward(self, x, t): return 0.9 * x
+
+
+def steps(stabilizer, where="x_t", classifier=None):
+    classifier = classifier or freeze(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)))
+    generators = image_generators(0, range(2))
+    guidance = Guidance(classifier, 1, where=WHERE[where], stabilizer=stabilizer, scale=3.0)
+    return [*guided_steps(DDPM(), Denoiser(), guidance, randn((2, *SHAPE), generators), generators, steps=4)]
+
+
+class InPlaceNorm:
+    "What many would write."
+    def reset(self): pass
+    def __call__(self, g):
+        g /= g.flatten(1).norm(dim=1)[:, None, None, None]
+        return g
+
+
+class InPlaceAverage:
+    "Hands out its state, which the next step changes."
+    def reset(self): self.m = None
+    def __call__(self, g):
+        if self.m is None: self.m = torch.zeros_like(g)
+        return self.m.mul_(0.5).add_(g)
+
+
+def test_a_stabilizer_in_place_leaves_the_raw_gradient_as_it_was():
+    torch.manual_seed(0)
+    classifier = freeze(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)))
+    raw = [s.gradient for s in steps(Stabilizer(), classifier=classifier)]
+    own = steps(InPlaceNorm(), classifier=classifier)
+    assert torch.allclose(own[0].gradient, raw[0])
+    assert own[0].gradient.flatten(1).norm(dim=1).max() < 0.9
+    assert torch.allclose(own[0].guidance.flatten(1).norm(dim=1), torch.ones(2))
+
+
+def test_a_stabilizer_that_hands_out_its_state_gives_a_new_guidance_at_each_step():
+    own = steps(InPlaceAverage())
+    assert torch.allclose(own[1].guidance, 0.5 * own[0].guidance + own[1].gradient)
+    assert len({s.guidance.data_ptr() for s in own}) == 4
+
+
+def test_ours_and_the_same_of_yours_agree():
+    class Mine(Adam): pass
+    torch.manual_seed(1)
+    classifier = freeze(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)))
+    for a, b in zip(steps(Adam(), classifier=classifier), steps(Mine(), classifier=classifier)):
+        assert torch.equal(a.x_prev, b.x_prev)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda g: None, "returned a NoneType"),
+    (lambda g: 1.0, "returned a float"),
+    (lambda g: g.numpy(), "returned a ndarray"),
+    (lambda g: g.mean(1, keepdim=True), r"returned shape \(2, 1, 16, 16\)"),
+    (lambda g: g[:1], r"returned shape \(1, 3, 16, 16\)"),
+    (lambda g: g.flatten(1), "returned shape"),
+    (lambda g: g / 0 * 0, "not finite"),
+    (lambda g: {}["lost"], r"KeyError: 'lost', .*test_own_code.py, line"),
+    (lambda g, t: g, "TypeError"),
+])
+def test_stabilizers_that_return_no_gradient(call, message):
+    with pytest.raises(UserError, match=message): steps(call)
+
+
+def test_a_stabilizer_in_float64_returns_to_float32():
+    assert all(s.guidance.dtype == torch.float32 for s in steps(lambda g: g.double() * 2))
+
+
+@pytest.mark.parametrize("text, function, message", [
+    ("class S:\n    def __call__(self, g): return g", "S", None),
+    ("class S:\n    def reset(self): pass\n    def __call__(self, g): return g", "S", None),
+    ("def factory(): return lambda g: g", "factory", None),
+    ("class S: pass", "S", "__call__"),
+    ("def no(): return 3", "no", "__call__"),
+    ("def direct(g): return g", "direct", "without arguments"),
+    ("class S:\n    def __init__(self): raise ValueError('no')", "S", r"ValueError: no, .*mine.py, line 6"),
+])
+def test_a_stabilizer_by_name(written, text, function, message):
+    name = written(text, function)
+    if message is None: assert len(steps(make_stabilizer(name))) == 4
+    else:
+        with pytest.raises(UserError, match=message): make_stabilizer(name)
+
+
+def test_a_class_in_the_place_of_an_object():
+    with pytest.raises(UserError, match="give an object"): guarded(Adam)
