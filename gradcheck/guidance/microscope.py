@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['energy_share', 'masked_share', 'low_frequencies', 'low_frequency_share', 'snr', 'cosine_between', 'sensitivity',
-           'noisy_paths', 'Sight', 'Lens', 'Memory', 'magnify', 'microscope']
+           'noisy_paths', 'Sight', 'Lens', 'Memory', 'Point', 'point_of', 'looks', 'readings', 'as_table', 'magnify',
+           'microscope']
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #ed0fdf38
 from collections import deque
@@ -20,7 +21,8 @@ from ..core import UserError, choose, image_generators, randn
 from .gradients import cosine, norm, saturated_share
 from .sampling import WHERE, Ancestral, Guidance, log_probability
 from .stabilizers import make_stabilizer
-from ..models.batches import MicroBatch, fill_tiles
+from ..models.batches import MicroBatch, tiled
+from ..models.networks import as_it_likes
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #52f7d0be
 def energy_share(energy, chosen):
@@ -55,7 +57,8 @@ def snr(g):
 def cosine_between(g):
     """Mean cosine between each image's gradients g (N, K, ...) under two different draws of the noise, (N,): the
     directions' own signal, whatever their lengths."""
-    k, unit = g.shape[1], torch.nn.functional.normalize(g.flatten(2).double(), dim=2, eps=0)
+    k = g.shape[1]
+    unit = torch.nn.functional.normalize(g.flatten(2).double(), dim=2, eps=0)
     return ((unit.sum(1).square().sum(1) - k) / (k * (k - 1))).float()
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #a3950b6e
@@ -68,13 +71,15 @@ def sensitivity(a, b, x_a, x_b):
 def noisy_paths(ddpm, x0, generators, steps=None, repeats=1):
     """Yield (t, x_t), from noise on, of `repeats` independent paths x_t (N, repeats, C, H, W) that end in each image x0
     (N, C, H, W); one generator per image."""
-    ddpm, truth, shape = replace(ddpm, variance="fixed_small"), x0[:, None], (len(x0), repeats, *x0.shape[1:])
+    ddpm = replace(ddpm, variance="fixed_small")
+    truth = x0[:, None]
+    shape = (len(x0), repeats, *x0.shape[1:])
     x_t = ddpm.q_sample(truth, ddpm.T - 1, randn(shape, generators, x0.device))
     for t, t_prev in ddpm.timesteps(steps):
         yield t, x_t
         x_t = Ancestral().step(ddpm, x_t, truth, t, t_prev, randn(shape, generators, x0.device), push=0)
 
-# %% ../../nbs/3_guidance/05_microscope.ipynb #5ad09f7c
+# %% ../../nbs/3_guidance/05_microscope.ipynb #756b5c96
 class Sight(NamedTuple):
     """What a lens shows at x_t: x0-hat (not clipped) and the raw gradient (N, C, H, W), and the classifier's logits (N,
     classes)."""
@@ -82,6 +87,7 @@ class Sight(NamedTuple):
     gradient: torch.Tensor
     logits: torch.Tensor
 
+# %% ../../nbs/3_guidance/05_microscope.ipynb #b4b83d03
 @dataclass(frozen=True)
 class Lens:
     """A way to look at x_t: a frozen `classifier`, `where` its gradient is taken, and the `stabilizer` behind it, by
@@ -95,30 +101,27 @@ class Lens:
     def raw(self): return replace(self, stabilizer="none")
 
     def look(self, ddpm, denoiser, x_t, t, target, micro_batch):
+        "What is seen at x_t (N, C, H, W), a `Sight`."
         guidance = Guidance(self.classifier, target, self.objective, WHERE[choose("where", self.where, WHERE)])
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
         seen = x_t if self.where == "x_t" else ddpm.clip_x0(x0_raw)
-
-        def logits(part):
-            return [
-                self.classifier(seen[part][fill_tiles(len(seen[part]), seen.device, micro_batch.tile)])[
-                    : len(seen[part])
-                ]
-            ]
-
-        with torch.no_grad(): return Sight(x0_raw, gradient, *micro_batch.map(len(seen), logits))
+        def answer(x): return [self.classifier(as_it_likes(self.classifier, x))]
+        with torch.no_grad(): return Sight(x0_raw, gradient, *tiled(micro_batch, answer, seen))
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #3f62a8e1
 class Memory:
     "What has to be kept of a lens from step to step."
     def __init__(self, lens, lag):
-        self.lens, self.past = lens, deque(maxlen=lag)                       # guidance of the last steps (N, C, H, W)
-        self.here, self.beside = make_stabilizer(lens.stabilizer), make_stabilizer(lens.stabilizer)
+        self.lens = lens
+        self.past = deque(maxlen=lag)                                        # guidance of the last steps (N, C, H, W)
+        self.here = make_stabilizer(lens.stabilizer)
+        self.beside = make_stabilizer(lens.stabilizer)
 
     def cosines(self, g):
         """Cosine to the previous step, and to `lag` steps before; NaN where there is none yet. Then `g` (N, ...) is the
         last step."""
-        past, nan = self.past, torch.full((len(g),), torch.nan)
+        past = self.past
+        nan = torch.full((len(g),), torch.nan)
         row = dict(
             cosine=cosine(g, past[-1]) if past else nan,
             cosine_lag=cosine(g, past[0]) if len(past) == past.maxlen else nan,
@@ -126,7 +129,51 @@ class Memory:
         past.append(g)
         return row
 
-# %% ../../nbs/3_guidance/05_microscope.ipynb #70e1f29a
+# %% ../../nbs/3_guidance/05_microscope.ipynb #cbf16b46
+class Point(NamedTuple):
+    "A step of the paths: its time, all paths (N, repeats, C, H, W), the first of them and its neighbour (N, C, H, W)."
+    t: int
+    x_t: torch.Tensor
+    first: torch.Tensor
+    near: torch.Tensor
+
+def point_of(ddpm, x0, t, x_t):
+    "The `Point` of paths x_t (N, repeats, C, H, W) to images x0 (N, C, H, W) at time t."
+    first = x_t[:, 0]
+    return Point(t, x_t, first, ddpm.q_sample(x0, t - 1, ddpm.eps_from(first, t, x0)))
+
+def looks(views, ddpm, denoiser, point, target, micro_batch):
+    "(here, beside): each a dict from view to its `Sight`, of all paths, and of the neighbours of the first."
+    every = target.repeat_interleave(point.x_t.shape[1])
+    paths = point.x_t.flatten(0, 1)
+    before = max(point.t - 1, 0)                                # the clean image has the denoiser's first time
+    here = {view: view.look(ddpm, denoiser, paths, point.t, every, micro_batch) for view in views}
+    beside = {view: view.look(ddpm, denoiser, point.near, before, target, micro_batch) for view in views}
+    return here, beside
+
+# %% ../../nbs/3_guidance/05_microscope.ipynb #5a63e0f1
+def readings(memory, g, paths, sight, close, point, mask, cutoff, reference):
+    """name -> number per image (N,), of a lens (its `Memory`): `g` (N, C, H, W) is its guidance on the first paths,
+    `paths` (N, repeats, C, H, W) on all, `reference` that of the lens to agree with."""
+    repeats = paths.shape[1]
+    return memory.cosines(g) | dict(
+        norm=norm(g),
+        snr=snr(paths),
+        cosine_draws=cosine_between(paths),
+        ball=masked_share(g, mask),
+        area=mask.float().mean((1, 2)),
+        low=low_frequency_share(g, cutoff),
+        saturated=saturated_share(sight.x0_raw[::repeats]),
+        agreement=cosine(g, reference),
+        S_l=sensitivity(sight.logits[::repeats], close.logits, point.first, point.near),
+        S_g=sensitivity(g, memory.beside(close.gradient), point.first, point.near),
+    )
+
+def as_table(row, **columns):
+    "A table with a row per image, from numbers (N,) by name and columns that all share."
+    return pd.DataFrame(columns | {k: v.cpu().numpy() for k, v in row.items()})
+
+# %% ../../nbs/3_guidance/05_microscope.ipynb #d0695670
 def magnify(
     lenses, ddpm, denoiser, x0, target, mask, images, reference="robust", steps=None, repeats=8, lag=5, cutoff=8, seed=0
 ):
@@ -140,54 +187,21 @@ def magnify(
     `images` are the indices of x0 (N,): with `seed`, they determine the noise. A progress bar (steps). `UserError` for
     an unknown name or fewer than 2 repeats."""
     choose("reference lens", reference, lenses)
-    memories, micro_batch, steps = (
-        {name: Memory(lens, lag) for name, lens in lenses.items()},
-        MicroBatch(),
-        ddpm.T if steps is None else steps,
-    )
-    # lenses that differ in their stabiliser alone share one
+    memories = {name: Memory(lens, lag) for name, lens in lenses.items()}
     views = dict.fromkeys(lens.raw for lens in lenses.values())
-    for step, (t, x_t) in enumerate(
-        tqdm(
-            noisy_paths(ddpm, x0, image_generators(seed, images), steps, repeats),
-            total=steps,
-            desc="microscope",
-            unit="step",
-        )
-    ):
-        # the clean image has the denoiser's first time
-        first, before = x_t[:, 0], max(t - 1, 0)
-        near = ddpm.q_sample(x0, t - 1, ddpm.eps_from(first, t, x0))
-        here = {
-            view: view.look(ddpm, denoiser, x_t.flatten(0, 1), t, target.repeat_interleave(repeats), micro_batch)
-            for view in views
-        }
-        beside = {view: view.look(ddpm, denoiser, near, before, target, micro_batch) for view in views}
-        paths = {
-            name: m.here(here[m.lens.raw].gradient).unflatten(0, (len(x0), repeats)) for name, m in memories.items()
-        }
-        guidance, tables = {name: g[:, 0] for name, g in paths.items()}, []
+    steps = ddpm.T if steps is None else steps
+    walk = noisy_paths(ddpm, x0, image_generators(seed, images), steps, repeats)
+    for step, (t, x_t) in enumerate(tqdm(walk, total=steps, desc="microscope", unit="step")):
+        point = point_of(ddpm, x0, t, x_t)
+        here, beside = looks(views, ddpm, denoiser, point, target, MicroBatch())
+        paths = {k: m.here(here[m.lens.raw].gradient).unflatten(0, x_t.shape[:2]) for k, m in memories.items()}
+        guidance = {name: g[:, 0] for name, g in paths.items()}
+        tables = []
         for name, m in memories.items():
-            g, sight, close = guidance[name], here[m.lens.raw], beside[m.lens.raw]
-            row = m.cosines(g) | dict(
-                norm=norm(g),
-                snr=snr(paths[name]),
-                cosine_draws=cosine_between(paths[name]),
-                ball=masked_share(g, mask),
-                area=mask.float().mean((1, 2)),
-                low=low_frequency_share(g, cutoff),
-                saturated=saturated_share(sight.x0_raw[::repeats]),
-                agreement=cosine(g, guidance[reference]),
-                S_l=sensitivity(sight.logits[::repeats], close.logits, first, near),
-                S_g=sensitivity(g, m.beside(close.gradient), first, near),
-            )
-            tables.append(
-                pd.DataFrame(
-                    dict(lens=name, t=t, step=step, image=np.asarray(images))
-                    | {k: v.cpu().numpy() for k, v in row.items()}
-                )
-            )
-        yield first, guidance, pd.concat(tables, ignore_index=True)
+            sight, close = here[m.lens.raw], beside[m.lens.raw]
+            row = readings(m, guidance[name], paths[name], sight, close, point, mask, cutoff, guidance[reference])
+            tables.append(as_table(row, lens=name, t=t, step=step, image=np.asarray(images)))
+        yield point.first, guidance, pd.concat(tables, ignore_index=True)
 
 def microscope(*args, **kwargs):
     "All rows of `magnify` in one table."

@@ -57,12 +57,13 @@ def at_x0_hat(ddpm, denoiser, x_t, t, value):
         gradient, = torch.autograd.grad(value(ddpm.clip_x0(x0).clone()).sum(), x)
     return x0.detach(), gradient
 
-# %% ../../nbs/3_guidance/03_sampling.ipynb #e926a7ac
+# %% ../../nbs/3_guidance/03_sampling.ipynb #2fae1211
 def at_x0_hat_stopped(ddpm, denoiser, x_t, t, value):
     with torch.no_grad(): x0 = predict(ddpm, denoiser, x_t, t)
     eps = ddpm.eps_from(x_t, t, x0)
     return x0, gradient_of(lambda x: value(ddpm.clip_x0(ddpm.x0_from(x, t, eps, "epsilon"))), x_t)
 
+# %% ../../nbs/3_guidance/03_sampling.ipynb #6bc00ad3
 def smoothed(where, count=8, sigma=0.3):
     """`where` with a classifier that sees `count` copies of its image, each under noise of its own of standard
     deviation `sigma`, and answers by their mean; the noise depends on t alone."""
@@ -79,6 +80,7 @@ def smoothed(where, count=8, sigma=0.3):
 
     return smooth
 
+# %% ../../nbs/3_guidance/03_sampling.ipynb #15bbf5be
 def unguided(ddpm, denoiser, x_t, t, value):
     with torch.no_grad(): return predict(ddpm, denoiser, x_t, t), torch.zeros_like(x_t)
 

@@ -52,7 +52,7 @@ class Own(nn.Module):
         raise UserError(f"the classifier {self.called!r} must return logits (images, classes); for {len(x)} images it "
                         f"returned {what}.")
 
-# %% ../../nbs/2_models/10_catalogue.ipynb #d516a371
+# %% ../../nbs/2_models/10_catalogue.ipynb #568d6703
 @lru_cache(maxsize=8)
 def built_classifier(name):
     "The classifier that a function of yours builds, frozen, in float32, on the CPU; `UserError` if it is not a module."
@@ -75,6 +75,7 @@ def built_classifier(name):
     model.cpu()
     return freeze(Own(model, name))
 
+# %% ../../nbs/2_models/10_catalogue.ipynb #e36c349f
 def content_digest(model, source=""):
     "SHA-256 of a module's weights, of the source of its class, and of a further `source`."
     digest = hashlib.sha256(source.encode())
@@ -125,7 +126,7 @@ def function_card(name, shape):
         sha256=content_digest(model.model, source_digest(name)),
     )
 
-# %% ../../nbs/2_models/10_catalogue.ipynb #e71c8c1d
+# %% ../../nbs/2_models/10_catalogue.ipynb #5705407c
 @lru_cache(maxsize=32)
 def _card(read, path, changed): return read(path)
 
@@ -135,7 +136,7 @@ def _read(read, path, *watched):
         read, str(path), tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in watched if f.is_file())
     )
 
-
+# %% ../../nbs/2_models/10_catalogue.ipynb #5a6d2970
 def denoiser_card(name):
     "A denoiser's card, with its `shape` (C, H, W) and `diffusion`; `UserError` for a name that is none."
     folder = located(name)
@@ -163,6 +164,7 @@ def classifier_card(name, shape):
         )
     return card
 
+# %% ../../nbs/2_models/10_catalogue.ipynb #40264292
 def start_name(denoiser):
     "The matched start that lies beside a denoiser, or in its pipeline folder."
     path = Path(denoiser)
