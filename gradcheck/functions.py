@@ -39,12 +39,14 @@ def _at_work(module):
         sys.path[:] = path
         sys.dont_write_bytecode = written
 
-# %% ../nbs/02_functions.ipynb #0ad12290
+# %% ../nbs/02_functions.ipynb #5d6a5232
 STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 def _found(module, folder):
     "The file of a module of yours, looked up without importing it; None for what is installed, built in, or not there."
-    spec, path, parts = None, [str(folder), *sys.path], module.split(".")
+    spec = None
+    path = [str(folder), *sys.path]
+    parts = module.split(".")
     if parts[0] == "gradcheck": return None
     for k in range(len(parts)):
         finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
@@ -56,6 +58,7 @@ def _found(module, folder):
     installed = file is None or {"site-packages", "dist-packages"} & set(file.parts) or STDLIB in file.parents
     return None if installed else file
 
+# %% ../nbs/02_functions.ipynb #a73c37ba
 def _imports(source, package):
     """The names of the modules that a source imports, in whichever function it does so; `package` is its own, for
     relative imports."""
@@ -101,7 +104,7 @@ def source_digest(name):
                         "give MODULE:FUNCTION or FILE.py:FUNCTION.") from None
     return digest.hexdigest()
 
-# %% ../nbs/02_functions.ipynb #975eb841
+# %% ../nbs/02_functions.ipynb #04008988
 def told(e):
     """An exception in one line: its kind, what it says, and the file and line that it came from, the last one that
     is not installed."""
@@ -112,15 +115,11 @@ def told(e):
         if "site-packages" not in f.filename and not f.filename.startswith((str(STDLIB), "<"))
     ]
     yours = [f for f in frames if Path(f.filename).resolve() != Path(__file__).resolve()]
-    at = (
-        (e.filename, e.lineno)
-        if isinstance(e, SyntaxError)
-        else (yours[-1].filename, yours[-1].lineno)
-        if yours
-        else None
-    )
+    at = (yours[-1].filename, yours[-1].lineno) if yours else None
+    if isinstance(e, SyntaxError): at = (e.filename, e.lineno)
     return f"{type(e).__name__}: {said}" + (f", {at[0]}, line {at[1]}" if at else "")
 
+# %% ../nbs/02_functions.ipynb #aeb2688d
 def file_of(name):
     "The file that defines `MODULE:FUNCTION` or `FILE.py:FUNCTION`; `UserError` for a module without one."
     module = str(name).rpartition(":")[0]
@@ -132,6 +131,7 @@ def file_of(name):
         raise UserError(f"there is no file of the module {module!r}; give MODULE:FUNCTION or FILE.py:FUNCTION.")
     return Path(found)
 
+# %% ../nbs/02_functions.ipynb #73c2da13
 def _forget(folder):
     "Helpers that were imported from beside another FILE.py, or before an edit, are read again."
     beside = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}

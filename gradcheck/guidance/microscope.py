@@ -190,10 +190,11 @@ def magnify(
     memories = {name: Memory(lens, lag) for name, lens in lenses.items()}
     views = dict.fromkeys(lens.raw for lens in lenses.values())
     steps = ddpm.T if steps is None else steps
+    micro_batch = MicroBatch()
     walk = noisy_paths(ddpm, x0, image_generators(seed, images), steps, repeats)
     for step, (t, x_t) in enumerate(tqdm(walk, total=steps, desc="microscope", unit="step")):
         point = point_of(ddpm, x0, t, x_t)
-        here, beside = looks(views, ddpm, denoiser, point, target, MicroBatch())
+        here, beside = looks(views, ddpm, denoiser, point, target, micro_batch)
         paths = {k: m.here(here[m.lens.raw].gradient).unflatten(0, x_t.shape[:2]) for k, m in memories.items()}
         guidance = {name: g[:, 0] for name, g in paths.items()}
         tables = []

@@ -48,7 +48,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x): return x + self.block(x) if self.residual else self.block(x)
 
-# %% ../../nbs/2_models/03_classifiers.ipynb #d81cb1f4
+# %% ../../nbs/2_models/03_classifiers.ipynb #d5289972
 def check_images(x, size):
     """`x` if it is a batch of square colour images (N, 3, H, H), of H = `size` pixels unless that is None; else a
     `UserError`."""
@@ -57,7 +57,9 @@ def check_images(x, size):
     raise UserError(f"the classifier was given images of shape {tuple(x.shape[1:])} but takes (3, {size}, {size}) "
                     "(channels, height, width).")
 
-RE, HS = nn.ReLU, nn.Hardswish
+# %% ../../nbs/2_models/03_classifiers.ipynb #1c4cd7e0
+RE = nn.ReLU
+HS = nn.Hardswish
 SMALL = (
     (16, 3, 16, 16, True, RE, 2),
     (16, 3, 72, 24, False, RE, 2),
@@ -72,6 +74,7 @@ SMALL = (
     (96, 5, 576, 96, True, HS, 1),
 )
 
+# %% ../../nbs/2_models/03_classifiers.ipynb #1ef20575
 class MobileNetV3Small(nn.Module):
     """Images (N, 3, H, W) in [-1, 1] to logits (N, classes); parameter names and shapes are torchvision's
     `mobilenet_v3_small`.

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_WEIGHT', 'denoising_loss', 'classification_loss', 'Recipe', 'step_seed', 'prefetched', 'update_ema', 'log',
-           'Trainer']
+           'Optimized', 'Trainer']
 
 # %% ../../nbs/2_models/06_training.ipynb #fbca429c
 import json
@@ -95,8 +95,25 @@ def log(trainer):
     before = path.read_bytes() if path.is_file() else b""
     write_bytes(path, before + json.dumps(record).encode() + b"\n")
 
-# %% ../../nbs/2_models/06_training.ipynb #614d3007
-class Trainer(Remembered):
+# %% ../../nbs/2_models/06_training.ipynb #9681f827
+class Optimized(Remembered):
+    "One step of a training, by its `loss`."
+    def train_step(self, images, labels):
+        "One optimizer step; returns the loss."
+        for group in self.optimizer.param_groups: group["lr"] = self.recipe.lr_at(self.step)
+        with seeded(step_seed(self.recipe.seed, self.step)) as generator, autocast(self.device, self.recipe.precision):
+            loss = self.loss(self.model, images, labels, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        update_ema(self.ema, self.model, self.recipe.ema, self.step)
+        return loss.item()
+
+# %% ../../nbs/2_models/06_training.ipynb #f3a459e2
+class Trainer(Optimized):
     """Train `model` on the stream `data.batches` by `loss(model, images, labels, generator)`; the folder `out` holds
     checkpoint.safetensors and log.jsonl.
 
@@ -117,20 +134,6 @@ class Trainer(Remembered):
                     f"{str(self.out)!r} already holds a training run; resume it (--resume) or choose another folder."
                 )
             self.load()
-
-    def train_step(self, images, labels):
-        "One optimizer step; returns the loss."
-        for group in self.optimizer.param_groups: group["lr"] = self.recipe.lr_at(self.step)
-        with seeded(step_seed(self.recipe.seed, self.step)) as generator, autocast(self.device, self.recipe.precision):
-            loss = self.loss(self.model, images, labels, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        update_ema(self.ema, self.model, self.recipe.ema, self.step)
-        return loss.item()
 
     def keep(self):
         "A checkpoint, a line in the log, and what else was asked for."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'LAPTOP', 'PAPER', 'ResnetBlock2D', 'Attention', 'Resample', 'Level', 'DownLevel', 'MidLevel',
-           'UpLevel', 'UNetConfig', 'sinusoids', 'TimeEmbedding', 'down_channels', 'up_channels', 'UNet']
+           'UpLevel', 'UNetConfig', 'sinusoids', 'TimeEmbedding', 'down_channels', 'up_channels', 'Parts', 'UNet']
 
 # %% ../../nbs/2_models/02_unet.ipynb #22911a63
 import math
@@ -58,7 +58,7 @@ class Resample(nn.Module):
 
     def forward(self, x): return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else x)
 
-# %% ../../nbs/2_models/02_unet.ipynb #c9999a3a
+# %% ../../nbs/2_models/02_unet.ipynb #58522fa4
 class Level(nn.Module):
     "Residual blocks of one resolution, with attention or without; `channels` lists (in, out) of each block."
     def __init__(self, channels, c_time, config, attention):
@@ -78,6 +78,7 @@ class Level(nn.Module):
         x = self.resnets[i](x, time)
         return self.attentions[i](x) if self.attentions else x
 
+# %% ../../nbs/2_models/02_unet.ipynb #df98cf2c
 class DownLevel(Level):
     def __init__(self, channels, c_time, config, attention, lowest):
         super().__init__(channels, c_time, config, attention)
@@ -108,7 +109,7 @@ class UpLevel(Level):
         for resample in self.upsamplers: x = resample(x)
         return x
 
-# %% ../../nbs/2_models/02_unet.ipynb #5491d102
+# %% ../../nbs/2_models/02_unet.ipynb #780fea7d
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class UNetConfig:
     head_dim: int = 8
     prediction: str = "epsilon"
 
+# %% ../../nbs/2_models/02_unet.ipynb #019ada0e
 LAPTOP = UNetConfig(
     patch=4,
     widths=(64, 128, 128),
@@ -165,24 +167,17 @@ def up_channels(config):
         levels.append([(a + b, c) for a, b in zip(below, kept)])
     return levels
 
-# %% ../../nbs/2_models/02_unet.ipynb #15521cb7
-class UNet(nn.Module):
-    """A denoiser `(x_t (N, C, H, W) in about [-1, 1], t (N,) integers) -> (N, C, H, W)`; `prediction` says what it
-    returns.
-
-    Raises `UserError` for an unknown prediction or an image that is not `size` x `size` with `channels` channels."""
-    channels_last = True
-
+# %% ../../nbs/2_models/02_unet.ipynb #fd9997a6
+class Parts(nn.Module):
+    "The parts of a `UNet`, from its `config`; their names are diffusers'."
     def __init__(self, config=LAPTOP):
         super().__init__()
         choose("prediction", config.prediction, PREDICTIONS)
         self.config, self.prediction = config, config.prediction
-        w, c_io, c_time, last = (
-            config.widths,
-            config.channels * config.patch**2,
-            4 * config.widths[0],
-            len(config.widths) - 1,
-        )
+        w = config.widths
+        c_io = config.channels * config.patch**2
+        c_time = 4 * w[0]
+        last = len(w) - 1
         self.time_embedding = TimeEmbedding(w[0], c_time)
         self.conv_in = nn.Conv2d(c_io, w[0], 3, padding=1)
         downs = zip(down_channels(config), config.attention)
@@ -194,6 +189,14 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(UpLevel(c, c_time, config, att, i == last) for i, (c, att) in enumerate(ups))
         self.conv_norm_out = nn.GroupNorm(config.groups, w[0], eps=1e-5)
         self.conv_out = nn.Conv2d(w[0], c_io, 3, padding=1)
+
+# %% ../../nbs/2_models/02_unet.ipynb #cb134c68
+class UNet(Parts):
+    """A denoiser `(x_t (N, C, H, W) in about [-1, 1], t (N,) integers) -> (N, C, H, W)`; `prediction` says what it
+    returns.
+
+    Raises `UserError` for an unknown prediction or an image that is not `size` x `size` with `channels` channels."""
+    channels_last = True
 
     @property
     def shape(self):

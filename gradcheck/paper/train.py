@@ -55,7 +55,7 @@ def training_task(preset, what, classes=4, size=64, architecture="MobileNetV3Sma
     if what == "ddpm": return model, lambda model, *batch: denoising_loss(model, ddpm, *batch), recipe
     return model, lambda model, *batch: classification_loss(model, ddpm, *batch, kind=what), recipe
 
-# %% ../../nbs/5_paper/15_train.ipynb #f790d49a
+# %% ../../nbs/5_paper/15_train.ipynb #a852f522
 # the leading 64 components of their covariance hold 71 % of its trace; the next one adds 0.03 to a unit variance in x_T
 FIT_IMAGES = 3000
 
@@ -64,6 +64,7 @@ def fit_start(data):
     "The matched start of a data set, from its first `FIT_IMAGES` images."
     return GaussianStart.fit(data.batch(range(min(FIT_IMAGES, len(data))))[0])
 
+# %% ../../nbs/5_paper/15_train.ipynb #e6f1815b
 def training_card(trainer, model, task, data):
     """What a card says of a training: how long, on what, how low the loss; for a denoiser the diffusion, for a
     classifier the accuracy on held-out images by noise level."""
@@ -136,12 +137,13 @@ def recipe_within(minutes, out, resume, model, loss, data, recipe, device):
     if resume and kept(out): return begun_recipe(out)
     return shortened(recipe, seconds_per_step(model, loss, data, recipe, device), minutes)
 
-# %% ../../nbs/5_paper/15_train.ipynb #7b48aab9
+# %% ../../nbs/5_paper/15_train.ipynb #eb416247
 def save_start(data, out, card):
     "Write the matched start of a denoiser's data beside it; returns its digest."
     told = {k: card[k] for k in ("command", "data")} | dict(kind="start", images=FIT_IMAGES)
     return save_weights(fit_start(data), Path(out) / "start.safetensors", told)["sha256"]
 
+# %% ../../nbs/5_paper/15_train.ipynb #fc2541e8
 def train(
     what,
     data,
