@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gradcheck.models.checkpoints import WEIGHTS
+from gradcheck.models.cards import WEIGHTS
 from gradcheck.runs.runs import run
 from gradcheck.runs.specs import RunSpec
 

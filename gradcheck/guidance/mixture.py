@@ -39,7 +39,8 @@ class Components:
             ((self.weights > 0).all() and abs(self.weights.sum() - 1) <= 1e-6,
              f"the weights of a mixture are positive and sum to 1; these sum to {self.weights.sum():g}: "
              f"{self.weights.tolist()}."),
-            ((self.std > 0).all(), f"the standard deviations of a mixture are positive; these are {self.std.tolist()}."),
+            ((self.std > 0).all(),
+             f"the standard deviations of a mixture are positive; these are {self.std.tolist()}."),
             (set(self.labels.tolist()) == set(range(self.classes)),
              f"the labels of a mixture are all of the classes 0, 1, ...; these are {self.labels.tolist()}."),
         ):

@@ -8,7 +8,8 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.models.catalogue import has_start, start_card
-from gradcheck.models.checkpoints import WEIGHTS, card_digest, load_weights, read_card, save_weights
+from gradcheck.models.cards import WEIGHTS, card_digest, read_card
+from gradcheck.models.checkpoints import load_weights, save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.runs.specs import RunSpec
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradcheck.models.checkpoints import card_digest, load_classifier, load_denoiser, load_weights, read_card, save_weights
+from gradcheck.models.cards import card_digest, read_card
+from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_weights, save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
