@@ -17,7 +17,7 @@ from gradcheck.paper.plan import plan, plan_text
 from gradcheck.pictures import images_to_uint8, uint8_to_images
 from gradcheck.runs.cluster import portable
 from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
-from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales
+from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales, with_scale
 from gradcheck.data.sportballs import CLASSES
 from gradcheck.data.classes import class_in_data, parse_target, same_classes
 from gradcheck.runs.specs import RunSpec, number
@@ -94,7 +94,9 @@ def test_a_seed_is_taken_exactly(seed):
     assert len({RunSpec(seed=s).key for s in {seed, max(seed - 1, 0), min(seed + 1, 2**63 - 1)}}) >= 2
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**300, "", "1e3", 0.5, float("nan"), float("inf"), None, True, "é"])
+@pytest.mark.parametrize(
+    "seed", [-1, 2**63, 2**64, 10**300, "", "1e3", 0.5, float("nan"), float("inf"), None, True, "é"]
+)
 def test_what_is_no_seed_is_refused_before_any_work(seed):
     with pytest.raises(UserError, match="whole number") as e: RunSpec(seed=seed)
     assert len(str(e.value)) < 200
@@ -268,6 +270,19 @@ def test_interpolated_scales():
     assert all(
         0 < x < 1e9 for energies in ([0, 0, 0], [0, 0, 3], [5, 5, 5]) for x in interpolate_scales(s, energies, [2, 200])
     )
+
+
+@pytest.mark.parametrize("energy", [0, 0.0, -1.0, float("nan"), float("inf")])
+def test_an_energy_that_is_none_is_refused_before_the_pilots(energy, own_cache):
+    for call in (lambda: matched_scales(SPEC, [20.0, energy]), lambda: with_scale(SPEC, energy)):
+        with pytest.raises(UserError, match="above 0"): call()
+    with pytest.raises(UserError, match="above 0"): interpolate_scales([0.1, 1.0], [2, 20], [energy])
+    assert not own_cache.exists()
+
+
+def test_a_picture_that_is_not_finite_is_no_picture(own_cache):
+    with pytest.raises(UserError, match="not finite"): run(replace(SPEC, where="x_t", scale=1e38, count=1, steps=3), 1)
+    assert not list(own_cache.rglob("*.safetensors"))
 
 
 def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
