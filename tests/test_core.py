@@ -12,7 +12,7 @@ import gradcheck.base as base
 from gradcheck.core import UserError, absolute, cache_root, image_generators, located
 from gradcheck.functions import call_function, source_digest
 from gradcheck.core import make_folder, write_bytes
-from gradcheck.core import FEW_IMAGES, FEW_SEEDS
+from gradcheck.core import FEW_IMAGES, FEW_SEEDS, renewed_streams, shown
 
 
 def state(seed, image): return image_generators(seed, [image])[0].get_state().numpy().tobytes()
@@ -47,9 +47,21 @@ def test_the_noise_of_large_seeds_is_normal(seed):
     assert noise[:, :8].mean(0).abs().max() < 6 / 500**0.5
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 2.5, "3"])
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 2.5, "3", None])
 def test_what_is_no_seed_is_refused(seed):
-    with pytest.raises(UserError, match="whole number"): image_generators(seed, [0])
+    allowed = r"whole number from 0 to 2\*\*63 - 1"
+    with pytest.raises(UserError, match=f"the seed is .*{allowed}"): image_generators(seed, [0])
+    with pytest.raises(UserError, match="number of an image"): image_generators(0, [seed])
+
+
+def test_streams_that_have_changed_are_said_to_be_so():
+    assert not renewed_streams(0) and not renewed_streams(FEW_SEEDS - 2, range(FEW_IMAGES))
+    assert renewed_streams(FEW_SEEDS) and renewed_streams(0, range(FEW_IMAGES, FEW_IMAGES + 1))
+    assert renewed_streams(FEW_SEEDS - 1)                                    # its gradients are shuffled by the next
+
+
+def test_a_long_value_is_not_repeated_whole():
+    assert shown("soccer ball") == "'soccer ball'" and len(shown("x" * 5000)) == 60 and "thousands" in shown(10**5000)
 
 
 def test_a_numpy_seed_is_the_same_seed():

@@ -16,17 +16,23 @@ from ..runs.specs import PROBE
 
 # %% ../../nbs/5_paper/05_curves.ipynb #89d11cf6
 def at_energy(p, spec, scales): return replace(spec, scale=scales(spec, [ENERGY * p.energy_unit])[0])
+
 def full(p, spec, scales): return {"": at_energy(p, spec, scales) if spec.scale == PROBE else spec}
+
 def table(p, spec, scales): return {"": replace(full(p, spec, scales)[""], count=p.table_count)}
+
 def respaced(p, spec, scales): return {"": replace(spec, steps=p.sweep_steps, count=p.sweep_count)}
+
 def one_class(p, spec, scales): return {"": at_energy(p, replace(spec, steps=p.sweep_steps, count=p.pictures), scales)}
 
+# %% ../../nbs/5_paper/05_curves.ipynb #8827548f
 def each_class(p, spec, scales):
     spec = one_class(p, spec, scales)[""]
     return {f" · {name}": replace(spec, target=k) for k, name in enumerate(spec.classes)}
 
 def along_energy(p, spec, scales):
-    spec, energies = replace(spec, steps=p.sweep_steps, count=p.sweep_count), [e * p.energy_unit for e in p.energies]
+    spec = respaced(p, spec, scales)[""]
+    energies = [e * p.energy_unit for e in p.energies]
     return {f" · energy {e:.3g}": replace(spec, scale=s) for e, s in zip(energies, scales(spec, energies))}
 
 def at_equal_energy_and_cost(p, spec, scales):
@@ -37,7 +43,6 @@ def at_equal_energy_and_cost(p, spec, scales):
         " · equal cost": at_energy(p, as_costly(spec, p.sweep_steps * COST["x0_hat"]), scales),
     }
 
-
 @dataclass(frozen=True)
 class Curve:
     classifier: str
@@ -46,7 +51,12 @@ class Curve:
     layout: Callable = full
 
 # %% ../../nbs/5_paper/05_curves.ipynb #d1fe926a
-LABELS = {"plain": "no modification", "x0_hat": "x̂₀-prediction", "adam": "ADAM", "both": "x̂₀-prediction + ADAM"}
+LABELS = {
+    "plain": "no modification",
+    "x0_hat": "x̂₀-prediction",
+    "adam": "ADAM",
+    "both": "x̂₀-prediction + ADAM",
+}
 
 MORE_LABELS = {
     "stopped": "x̂₀-prediction, Jacobian stopped",
@@ -59,6 +69,8 @@ MORE_LABELS = {
 MORE_LABELS |= {
     f"x0_hat_{v}": f"x̂₀-prediction + {MORE_LABELS[v]}" for v in ("rms", "unit", "smooth", "interval", "recurrent")
 }
+
+# %% ../../nbs/5_paper/05_curves.ipynb #0c746c47
 VARIANT_COLORS = {"x0_hat": "orange", "adam": "purple", "both": "green"}
 
 def grid(roles, layout):

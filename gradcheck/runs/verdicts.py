@@ -50,6 +50,7 @@ class Claim:
     kind: str = ""                                              # claims of a kind stand together
     short: str = ""                                             # its name among those of its kind
 
+# %% ../../nbs/4_runs/11_verdicts.ipynb #ca94e46c
 def of_kind(kind, claims):
     "The same claims, under one heading."
     return [replace(claim, kind=kind) for claim in claims]

@@ -1,12 +1,18 @@
 """Fréchet distance, precision and recall, and the ball finder against closed forms and the generator's own factors."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import generator
+from PIL import Image
 from scipy.linalg import sqrtm
 
 from gradcheck.models.checkpoints import load_classifier
 from gradcheck.core import UserError
+from gradcheck.models.catalogue import open_classifier
+from gradcheck.models.ddpm import DDPM
+from gradcheck.runs.evaluation import accuracy_by_t
 from gradcheck.runs.metrics import (
     FID,
     draws_with_replacement,
@@ -59,6 +65,74 @@ def test_resampled_fid_is_the_fid_of_the_resample(n, d):
         and (draws_with_replacement(n, 6) == rows).all()
     )
     assert np.allclose(resampled_fid(real, fake, rows), [fid(fake[r]) for r in rows], rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_images_have_no_distance(n):
+    real = normals(50, 5, 6)
+    assert np.isnan(FID(real)(real[:n]))
+    assert np.isnan(resampled_fid(real, real[:n], np.zeros((3, n), int))).all()
+
+
+def test_features_that_are_not_finite_have_no_distance():
+    real = normals(50, 5, 7)
+    for broken in (float("nan"), float("inf")):
+        fake = real.clone()
+        fake[3, 2] = broken
+        assert np.isnan(FID(real)(fake)) and np.isnan(resampled_fid(real, fake, draws_with_replacement(50, 3))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10**6])
+def test_a_floor_of_few_or_too_many_images(count):
+    floor = real_floor(balls(60), 0, count)
+    assert np.isnan(floor["FID (judge), all"]) == (count == 1)
+
+
+def test_a_floor_of_no_images_is_refused():
+    for count in (0, -1):
+        with pytest.raises(UserError, match="at least 1"): real_floor(balls(60), 0, count)
+
+
+COLOURS = """
+import torch
+class Mean(torch.nn.Module):
+    class_names = {names}
+    def forward(self, x): return x.mean((2, 3))
+def make(): return Mean()
+"""
+
+
+def coloured(folder, names, count=20):
+    "Pictures of pure colours in a folder per class, and a classifier whose logits are red, green and blue."
+    for k, name in enumerate(("red", "green", "blue")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(count):
+            colour = tuple(100 + 5 * i if c == k else 0 for c in range(3))
+            Image.new("RGB", (16, 16), colour).save(folder / "pictures" / name / f"{i}.png")
+    (folder / "own.py").write_text(COLOURS.format(names=names), encoding="utf-8")
+    return Real(str(folder / "pictures"), 16, 60, f"{folder}/own.py:make")
+
+
+def test_distances_are_to_the_class_of_that_name_whatever_the_folders_order(tmp_path):
+    real = coloured(tmp_path, ["red", "green", "blue"])
+    assert list(real.open().label_names) == ["blue", "green", "red"]
+    for k in range(3):
+        features = references(real, k)["judge"].data["target"]
+        assert len(features) > 1 and (features.argmax(1) == k).all()
+    table = accuracy_by_t(
+        {"mean": open_classifier(real.judge)}, DDPM(), real.open(), times=(-1,), classes=["red", "green", "blue"]
+    )
+    assert table.loc[-1, "mean"] == 1
+
+
+def test_classes_that_data_do_not_have_are_refused(tmp_path):
+    real = coloured(tmp_path, ["red", "green", "yellow"])
+    with pytest.raises(UserError, match="same classes, called the same"): references(real, 0)
+
+
+def test_a_class_with_too_few_pictures_is_named(tmp_path):
+    real = replace(coloured(tmp_path, ["red", "green", "blue"]), count=1)
+    with pytest.raises(UserError, match="too few for a Fréchet distance"): references(real, 0)
 
 
 def test_fid_keeps_its_reference_between_calls():

@@ -15,9 +15,12 @@ from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
 from gradcheck.paper.figures import FIGURES, figure_runs, figure_specs
 from gradcheck.paper.plan import plan, plan_text
 from gradcheck.pictures import images_to_uint8, uint8_to_images
+from gradcheck.runs.cluster import portable
 from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
-from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales
-from gradcheck.runs.specs import RunSpec, parse_target
+from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales, with_scale
+from gradcheck.data.sportballs import CLASSES
+from gradcheck.data.classes import class_in_data, parse_target, same_classes
+from gradcheck.runs.specs import RunSpec, number
 
 SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
 
@@ -83,6 +86,37 @@ run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=12), 2, cache={st
     finished = [images for images in chunks_of(spec, 2) if read_chunk(chunk_path(spec, images, tmp_path), spec)]
     assert 1 <= len(finished) < 6
     assert equal(run(spec, 2, cache=tmp_path), run(spec, 2, cache=tmp_path / "unbroken"))
+
+
+@pytest.mark.parametrize("seed", [0, 32_767, 32_768, 2**32, 2**53 + 1, 2**63 - 1])
+def test_a_seed_is_taken_exactly(seed):
+    for written in (seed, str(seed)): assert RunSpec(seed=written).seed == seed
+    assert len({RunSpec(seed=s).key for s in {seed, max(seed - 1, 0), min(seed + 1, 2**63 - 1)}}) >= 2
+
+
+@pytest.mark.parametrize(
+    "seed", [-1, 2**63, 2**64, 10**300, "", "1e3", 0.5, float("nan"), float("inf"), None, True, "é"]
+)
+def test_what_is_no_seed_is_refused_before_any_work(seed):
+    with pytest.raises(UserError, match="whole number") as e: RunSpec(seed=seed)
+    assert len(str(e.value)) < 200
+
+
+def test_the_largest_seed_samples():
+    assert run(replace(SPEC, seed=2**63 - 1, steps=2, count=1), 1).samples.shape == (1, 3, 64, 64)
+
+
+def test_pictures_of_renewed_streams_are_not_taken_from_old_files():
+    old, new = replace(SPEC, seed=7), replace(SPEC, seed=40_000)
+    assert chunk_path(old, range(16), "c").stem == "000000-000016"
+    assert chunk_path(old, range(10_944, 10_960), "c").stem == "010944-010960-streams2"
+    assert chunk_path(new, range(10_944, 10_960), "c").stem == "010944-010960"      # there the key knows
+
+
+def test_more_than_fits_is_refused_with_what_it_would_take(monkeypatch):
+    with pytest.raises(UserError, match="12,288 GB"): RunSpec(count=10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 10**6}))
+    with pytest.raises(UserError, match="of memory, this machine has"): run(replace(SPEC, count=100))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
@@ -238,6 +272,19 @@ def test_interpolated_scales():
     )
 
 
+@pytest.mark.parametrize("energy", [0, 0.0, -1.0, float("nan"), float("inf")])
+def test_an_energy_that_is_none_is_refused_before_the_pilots(energy, own_cache):
+    for call in (lambda: matched_scales(SPEC, [20.0, energy]), lambda: with_scale(SPEC, energy)):
+        with pytest.raises(UserError, match="above 0"): call()
+    with pytest.raises(UserError, match="above 0"): interpolate_scales([0.1, 1.0], [2, 20], [energy])
+    assert not own_cache.exists()
+
+
+def test_a_picture_that_is_not_finite_is_no_picture(own_cache):
+    with pytest.raises(UserError, match="not finite"): run(replace(SPEC, where="x_t", scale=1e38, count=1, steps=3), 1)
+    assert not list(own_cache.rglob("*.safetensors"))
+
+
 def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
     table = plan(["figure_1", "figure_2", "figure_5"], "smoke").set_index("figure")
     assert not own_cache.exists() and (table["cached"] == 0).all() and (table["seconds"] > 0).all()
@@ -306,12 +353,12 @@ def test_pixels_round_trip():
         (dict(steps=0), "T = 400"),
         (dict(scale=float("nan")), "finite"),
         (dict(scale=-1.0), "finite"),
-        (dict(count=0), "at least 1"),
+        (dict(count=0), "from 1 to 1,000,000"),
         (dict(classifier="laptop/rubust"), "laptop/robust"),
         (dict(sampler="dim"), "'ddim'"),
         (dict(interval="100-300"), "as in 300-100"),
         (dict(interval=(5, -1)), "as in 300-100"),
-        (dict(repeats=0), "at least 1"),
+        (dict(repeats=0), "from 1 to 1,000"),
         (dict(stabilizer="no.py:X"), "cannot be imported"),
         (dict(start="zero"), "matched"),
         (dict(objective="logits"), "'logit'"),
@@ -322,6 +369,72 @@ def test_bad_settings(change, message):
 
 
 def test_targets_have_names():
-    assert parse_target("soccer ball") == 3 and parse_target("2") == 2
-    with pytest.raises(UserError, match="'volleyball'"): parse_target("voleyball")
-    with pytest.raises(UserError, match="3 .soccer ball."): parse_target("-1")
+    assert parse_target("soccer ball", CLASSES) == 3 and parse_target("2", CLASSES) == 2
+    with pytest.raises(UserError, match="'volleyball'"): parse_target("voleyball", CLASSES)
+    for wrong in ("-1", -1, "4", 4, 10**30, "9" * 5000):
+        with pytest.raises(UserError, match="3 .soccer ball."): parse_target(wrong, CLASSES)
+
+
+NUMBERED = ("1", "2", "3")
+
+
+CALLED_BY_NUMBERS = """
+import torch
+def make():
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+    model.class_names = ["1", "2", "3"]
+    return model
+"""
+
+
+def test_a_copy_of_a_setting_and_a_cluster_mean_the_same_class(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(CALLED_BY_NUMBERS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    spec = RunSpec(classifier="own.py:make", judge=None, target="3", steps=2, count=1)
+    assert spec.target == 2 and replace(replace(spec, seed=1), seed=0) == spec
+    assert portable(spec).target == 2 and portable(spec).key == spec.key
+    p = preset_for("smoke", denoiser="laptop/ddpm", classifier="own.py:make")
+    sampled = {label: s.target for label, s in figure_specs("figure_6", p, scales=nominal).items()}
+    assert {label[-1]: target for label, target in sampled.items()} == {"1": 0, "2": 1, "3": 2}
+
+
+def test_classes_of_data_are_matched_by_name():
+    names, folders = ["red", "green", "blue"], ["blue", "green", "red"]
+    assert [class_in_data(k, names, folders) for k in range(3)] == [2, 1, 0]
+    assert [class_in_data(k, ["0", "1", "2"], folders) for k in range(3)] == [0, 1, 2]
+    assert class_in_data(1, ["no", "yes"], ["no Male", "Male"]) == 1
+    for wrong in (["red", "green", "yellow"], ["red", "green"], ["0", "1"]):
+        with pytest.raises(UserError, match="same classes"): class_in_data(0, wrong, folders)
+
+
+@pytest.mark.parametrize("names, others, same", [
+    (["a", "b"], ["a", "b"], True),
+    (["a", "b"], ["b", "a"], False),
+    (["a", "b"], ["0", "1"], True),
+    (["a", "b"], ["0", "1", "2"], False),
+    (["no", "yes"], ["woman", "man"], True),
+    (["1", "2"], ["0", "1"], True),
+    (["1", "2"], ["2", "3"], False),
+])
+def test_which_classifiers_may_stand_together(names, others, same):
+    assert same_classes(names, others) is same_classes(others, names) is same
+
+
+@pytest.mark.parametrize("target, index", [("1", 0), ("2", 1), ("3", 2), (0, 0), (1, 1), (2, 2)])
+def test_a_name_is_read_once_and_an_index_is_never_a_name(target, index):
+    again = parse_target(target, NUMBERED)
+    assert again == index
+    for _ in range(3): again = parse_target(again, NUMBERED)
+    assert again == index
+
+
+@pytest.mark.parametrize("target, classes, message", [
+    ("0", NUMBERED, "names 1, 2, 3"),
+    (3, NUMBERED, r"2 \(3\)"),
+    ("a", ("a", "a", "b"), "several classes"),
+    (True, CLASSES, "unknown class"),
+    (2.0, CLASSES, "target class"),
+    (None, CLASSES, "unknown class"),
+])
+def test_what_is_no_class_is_refused(target, classes, message):
+    with pytest.raises(UserError, match=message): parse_target(target, classes)
