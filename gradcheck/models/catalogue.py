@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_CLASSES', 'Own', 'built_classifier', 'content_digest', 'are_probabilities', 'probe', 'function_card',
-           'denoiser_card', 'classifier_card', 'start_name', 'has_start', 'start_card', 'open_denoiser',
+           'denoiser_card', 'classifier_card', 'start_name', 'lies_beside', 'has_start', 'start_card', 'open_denoiser',
            'open_classifier', 'in_memory', 'class_names']
 
 # %% ../../nbs/2_models/10_catalogue.ipynb #8d1933da
@@ -19,7 +19,7 @@ from torch import nn
 from ..core import UserError, located, seeded
 from ..functions import call_function, is_function, source_digest, told
 from .batches import out_of_memory
-from .cards import read_card, resolve
+from .cards import WEIGHTS, read_card, resolve
 from .checkpoints import CLASSIFIERS, check_finite, load_classifier, load_denoiser, load_start
 from .foreign import foreign_card, load_foreign_classifier
 from .interop import load_pipeline, pipeline_card
@@ -171,21 +171,30 @@ def start_name(denoiser):
     path = Path(denoiser)
     return str(path / "start.safetensors") if located(denoiser).is_dir() else str(path.with_name("start" + path.suffix))
 
+def lies_beside(denoiser):
+    "Is there a file of a matched start beside this denoiser, readable or not?"
+    name = start_name(denoiser)
+    path = located(name) if name.endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
+    shards = path.parent.glob(f"{path.stem}-00001-of-*.safetensors")
+    return path.is_file() or path.with_suffix(".json").is_file() or any(shards)
+
 def has_start(denoiser):
     "Is there, or should there be, a matched start for this denoiser? Its card may say so; else a file beside it does."
-    start = located(start_name(denoiser)) if str(start_name(denoiser)).endswith(".safetensors") else None
-    beside = start and (start.exists() or start.with_suffix(".json").exists())
-    return bool(denoiser_card(denoiser).get("start") or beside)
+    return bool(denoiser_card(denoiser).get("start")) or lies_beside(denoiser)
 
 def start_card(denoiser):
-    """The card of the matched start of a denoiser. `UserError` if it cannot be read, or is not the one that the
-    denoiser was trained with: sampling from elsewhere would give other pictures in silence."""
+    """The card of the matched start of a denoiser. `UserError` if there is none, it cannot be read, or is not the one
+    of the denoiser's training: sampling from elsewhere would give other pictures in silence."""
+    name = str(denoiser)
+    if not has_start(denoiser):
+        raise UserError(f"there is no matched start beside the denoiser {name!r}; use start=standard (N(0, I)), or put "
+                        "start.safetensors and start.json there.")
     try: card = read_card(start_name(denoiser), "GaussianStart")
     except UserError as e:
-        raise UserError(f"the matched start of {str(denoiser)!r} cannot be used ({str(e).rstrip('.')}); "
-                        "restore it, or sample from N(0, I) with start=standard (--start standard).") from None
+        raise UserError(f"the matched start beside the denoiser {name!r} cannot be read: {str(e).rstrip('.')}; restore "
+                        "it, or sample from N(0, I) with start=standard (--start standard).") from None
     if denoiser_card(denoiser).get("start") in (None, card["sha256"]): return card
-    raise UserError(f"the matched start beside {str(denoiser)!r} is not the one of its training; restore "
+    raise UserError(f"the matched start beside the denoiser {name!r} is not the one of its training; restore "
                     "start.safetensors and start.json, or sample from N(0, I) with start=standard (--start standard).")
 
 # %% ../../nbs/2_models/10_catalogue.ipynb #1aca9e23

@@ -17,11 +17,11 @@ from pathlib import Path
 from ..core import UserError, choose, located
 from ..data.classes import class_in_data, listing, parse_target
 from ..guidance.stabilizers import make_stabilizer
-from ..models.catalogue import class_names, classifier_card
+from ..models.catalogue import class_names, classifier_card, has_start
 from .presets import get_preset
 from .quirks import DEFAULT_MODE, QUIRKS, parse_mode
 from .variants import VARIANTS
-from ..runs.specs import PROBE, RunSpec, check_images, check_same_classes, lies_beside, number
+from ..runs.specs import PROBE, RunSpec, check_images, check_same_classes, number
 
 # %% ../../nbs/5_paper/04_settings.ipynb #63550ac1
 def in_mode(preset, text):
@@ -64,7 +64,7 @@ def with_models(preset, denoiser=None, classifier=None, robust=None, judge=None,
         judge=judge,
         data=data or "",
         scales=None,
-        switches=preset.switches | ({} if lies_beside(denoiser) else {"start": "standard"}),
+        switches=preset.switches | ({} if has_start(denoiser) else {"start": "standard"}),
     )
     check_beside(p, robust, classifier, judge)
     return replace(p, steps=min(p.steps, p.T), sweep_steps=min(p.sweep_steps, p.T))

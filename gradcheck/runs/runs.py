@@ -27,7 +27,7 @@ from ..models.classifiers import class_probabilities
 from ..models.networks import in_precision
 from ..pictures import images_to_uint8, uint8_to_images
 from .chunks import cache_folder, chunk_path, chunks_of, read_chunk, write_chunk
-from .specs import PRECISIONS, SAMPLERS, STATES, RunSpec
+from .specs import SAMPLERS, STATES, RunSpec
 
 _all_ = ["cache_folder", "chunks_of", "chunk_path", "read_chunk", "write_chunk"]
 

@@ -123,7 +123,7 @@ def test_a_start_that_is_implied_and_cannot_be_read_is_an_error(laptop, damage):
     assert has_start(str(laptop / "ddpm.safetensors"))
     damage(laptop)
     assert has_start(str(laptop / "ddpm.safetensors"))
-    with pytest.raises(UserError, match="the matched start.*--start standard"): spec(laptop)
+    with pytest.raises(UserError, match="matched start beside.*--start standard"): spec(laptop)
     assert "start" not in spec(laptop, "standard").digests
 
 
