@@ -223,6 +223,7 @@ def check_fields(values, kinds, path, todo="correct it, or fetch it again"):
     that `kinds` does not know are not looked at, and a field that is not there is no fault."""
     for field, kind in kinds.items():
         if field in values and not kind.holds(values[field]):
-            raise UserError(f"{field} is {_shown(values[field])} in {str(path)[:300]!r}; it must be {kind.says}; {todo}.")
+            raise UserError(f"{field} is {_shown(values[field])} in {str(path)[:300]!r}; "
+                            f"it must be {kind.says}; {todo}.")
 
 FLAG, NOTHING = either(True, False), either(None)
