@@ -121,6 +121,7 @@ def located(name):
     if path.exists() or path.is_absolute(): return path
     return command_folder() / path if (command_folder() / path).exists() else project_root() / path
 
+# %% ../nbs/00_base.ipynb #c5420607
 def cache_root(cache=None):
     """Where prepared pictures and runs are kept: `cache`, else $GRADCHECK_CACHE, else data/cache; a relative path is
     in the project's folder."""

@@ -132,6 +132,7 @@ def _head(file):
             "are a pointer of Git LFS; run: git lfs pull." if pointer
             else "cannot be read as safetensors; fetch them again.")) from None
 
+# %% ../../nbs/2_models/00_folders.ipynb #442449fe
 def shapes_of(files):
     "{name: shape} of all weights in `weight_files`; `UserError` for one that is torn, doubled, misplaced or no floats."
     heads = {file.name: _head(file) for file in files if file.suffix == ".safetensors"}

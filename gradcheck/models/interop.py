@@ -187,6 +187,7 @@ class PipelineDenoiser(nn.Module):
                             "(channels, height, width).")
         return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.patch), t).sample, self.patch)
 
+# %% ../../nbs/2_models/08_interop.ipynb #463887c8
 def load_pipeline(folder, device="cpu"):
     """The denoiser of a pipeline folder of diffusers, frozen, float32. `UserError` as `pipeline_card`, or if the
     weights do not fit the configuration."""

@@ -15,6 +15,7 @@ from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
 from gradcheck.guidance.samplers import Ancestral
 from gradcheck.guidance.sampling import UNGUIDED, guided_steps
+from gradcheck.models.foreign import load_foreign_classifier
 from gradcheck.models.interop import load_pipeline, pipeline_card, save_pipeline
 from gradcheck.models.catalogue import classifier_card, open_classifier
 from gradcheck.runs.runs import run
@@ -178,6 +179,33 @@ def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
 def text(): return "no module"
 def broken(): raise RuntimeError("on purpose")
 """
+
+
+PREFIXES = ["classifier.", "", "module.", "_orig_mod.", "model.", "module.classifier.", "_orig_mod.module.model."]
+
+
+@pytest.mark.parametrize("counters", [True, False])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_classifiers_as_training_scripts_leave_them(prefix, counters, tmp_path):
+    with seeded(3): net = MobileNetV3Small(classes=2).eval()
+    state = {prefix + k: v.contiguous() for k, v in net.state_dict().items() if counters or "num_batches" not in k}
+    save_file(state, tmp_path / "model.safetensors")
+    card, x = classifier_card(str(tmp_path / "model.safetensors"), (3, 64, 64)), torch.rand(2, 3, 64, 64)
+    assert card["config"] == dict(classes=2, size=None)
+    with torch.no_grad(): assert torch.equal(load_foreign_classifier(tmp_path / "model.safetensors")(x), net(x))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"features.0.0.weight": torch.zeros(16, 1, 3, 3)}, "takes images of 1 channels"),
+    ({"features.0.0.weight": torch.zeros(())}, "see features.0.0.weight, of 1"),
+    ({"classifier.3.weight": torch.zeros(())}, "not a MobileNetV3-small"),
+    ({"classifier.3.weight": torch.zeros(0, 1024)}, "not a MobileNetV3-small"),
+    ({"classifier.3.bias": torch.full((2,), float("nan"))}, "not finite .classifier.3.bias first"),
+])
+def test_classifiers_that_are_another_network_are_refused(change, message, tmp_path):
+    with seeded(3): state = MobileNetV3Small(classes=2).state_dict()
+    save_file({k: v.contiguous() for k, v in (state | change).items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=message): load_foreign_classifier(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("prefix", ["classifier.", ""])
