@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprites', 'render_rotations', 'draw_factors', 'paste',
-           'Factors', 'Painted', 'SportBalls']
+           'Identity', 'Factors', 'Windows', 'Painted', 'SportBalls']
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #19ae5660
 import hashlib
@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..core import UserError, choose, counter_integers
 from .images import ImageData, pictures_in
+from ..pictures import quiet
 
 CLASSES = ("baseball", "basketball", "volleyball", "soccer ball")
 DRAWS = ("independent", "coupled")
@@ -57,6 +58,7 @@ def _volleyball(u, v, z):
     rgb = _near(np.mod(local * 3 + 0.5, 1) - 0.5, 0.07, (0.97, 0.97, 0.97), rgb)
     return _near(local, 0.05, (0.97, 0.97, 0.97), rgb)
 
+# %% ../../nbs/1_data/02_sportballs.ipynb #e1391d66
 def _icosahedron():
     "The 12 corners, one of them towards the viewer (unit vectors, (12, 3))."
     ring = np.arange(5) * 2 * np.pi / 5
@@ -96,18 +98,18 @@ def draw_ball(name, size=256, oversample=2):
     rgba = np.concatenate([rgb, np.ones_like(rgb[..., :1])], -1) * (r <= 1)[..., None]
     return F.avg_pool2d(torch.tensor(rgba, dtype=torch.float32).permute(2, 0, 1), oversample)
 
+# %% ../../nbs/1_data/02_sportballs.ipynb #7663cf2d
 def load_sprites(folder):
     """User sprites: the image files of a folder, one class each in the order of their names, as {name: (4, 256, 256)}.
 
     Raises `UserError` if the folder is missing or empty, or if a file is not an RGBA image."""
     files = [Path(folder) / name for name in pictures_in(folder)] if Path(folder).is_dir() else []
-    if not files: raise UserError(f"no sprites in {str(folder)!r}: give a folder that holds one RGBA PNG per class.")
+    if not files: raise UserError(f"no sprites in {str(folder)!r}: give a folder with one RGBA PNG per class.")
     return {f.stem: _load_sprite(f) for f in files}
 
 def _load_sprite(file):
     try:
-        image = Image.open(file)
-        image.load()
+        with quiet(libtiff=True), Image.open(file) as image: image.load()
         if image.mode in ("P", "LA", "PA") and ("transparency" in image.info or image.mode != "P"):
             image = image.convert("RGBA")
     except Exception:  # Pillow raises nearly anything
@@ -139,12 +141,13 @@ def paste(window, ball):
     "Composite a premultiplied ball (s, s, 4) over a window (s, s, 3) of a canvas, in place; uint8."
     window[...] = ball[..., :3] + ((255 - ball[..., 3:]).astype(np.uint16) * window + 127) // 255
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #fcf0b5d6
+# %% ../../nbs/1_data/02_sportballs.ipynb #c965faab
 HELD_OUT = range(100_000, 110_000)
 
-# %% ../../nbs/1_data/02_sportballs.ipynb #c965faab
-class Factors(ImageData):
-    "The factors and labels of SportBalls, before anything is painted."
+class Identity(ImageData):
+    "What is known of a SportBalls before a single ball is drawn."
+    mixed = True
+
     @property
     def held_out(self):
         "Ten thousand images that no training saw."
@@ -157,33 +160,49 @@ class Factors(ImageData):
         plain = {k: getattr(self, k) for k in ("seed", "draws", "canvas", "base", "balls", "target")}
         return plain | dict(classes=list(self.classes), sprites=drawn)
 
-    def factors(self, i):
-        """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px);
-        int64 (N, balls) each."""
-        index = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)[
-            :, None
-        ] * self.balls + np.arange(self.balls)
-        ranges = dict(
-            label=len(self.classes),
-            x=self.canvas - self.base,
-            y=self.canvas - self.base,
-            rotation=360,
-            size=len(self.sizes),
-        )
-        drawn = draw_factors(ranges, self.seed, index, self.draws)
-        return drawn | {"size": np.asarray(self.sizes)[drawn["size"]]}
+    @property
+    def ranges(self):
+        "{factor: how many values it has}, in the order in which they are drawn."
+        room = self.canvas - self.base
+        return dict(label=len(self.classes), x=room, y=room, rotation=360, size=len(self.sizes))
 
     @property
     def label_names(self):
         "What the labels 0, 1, ... mean."
         return self.classes if self.target == "class" else (f"no {self.target[9:]}", self.target[9:])
 
+# %% ../../nbs/1_data/02_sportballs.ipynb #fa13ebc6
+class Factors(Identity):
+    "The factors and labels of SportBalls, before anything is painted."
+    def factors(self, i):
+        """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px);
+        int64 (N, balls) each."""
+        images = np.asarray([self.indices[j] for j in np.atleast_1d(i)], dtype=np.int64)
+        index = images[:, None] * self.balls + np.arange(self.balls)
+        drawn = draw_factors(self.ranges, self.seed, index, self.draws)
+        return drawn | {"size": np.asarray(self.sizes)[drawn["size"]]}
+
     def labels(self, drawn):
         if self.target == "class": return drawn[:, 0]
         return (drawn == self.classes.index(self.target.removeprefix("contains "))).any(1).astype(np.int64)
 
+# %% ../../nbs/1_data/02_sportballs.ipynb #473d1cf1
+class Windows(Factors):
+    "Where each ball is, and its picture, rendered once per class and size."
+    def placed(self, f):
+        """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture
+        (s, s, 4), uint8."""
+        for n, k in np.ndindex(f["x"].shape):
+            label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
+            yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
+
+    def rotations(self, label, size):
+        key = int(label), int(size)
+        if key not in self._rendered: self._rendered[key] = render_rotations(self.sprites[self.classes[key[0]]], key[1])
+        return self._rendered[key]
+
 # %% ../../nbs/1_data/02_sportballs.ipynb #cf5f839f
-class Painted(Factors):
+class Painted(Windows):
     "SportBalls as pixels, and where the balls are."
     def batch(self, i):
         "Images (N, 3, canvas, canvas), float32 in [-1, 1], and labels (N,), int64, of the positions `i`."
@@ -200,18 +219,6 @@ class Painted(Factors):
         masks = np.zeros((len(f["x"]), self.canvas, self.canvas), bool)
         for window, ball in self.placed(f): masks[window] |= ball[..., 3] > 0
         return torch.from_numpy(masks)
-
-    def placed(self, f):
-        """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture
-        (s, s, 4), uint8."""
-        for n, k in np.ndindex(f["x"].shape):
-            label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
-            yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
-
-    def rotations(self, label, size):
-        key = int(label), int(size)
-        if key not in self._rendered: self._rendered[key] = render_rotations(self.sprites[self.classes[key[0]]], key[1])
-        return self._rendered[key]
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #aa5ff08f
 class SportBalls(Painted):

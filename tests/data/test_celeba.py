@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import gradcheck.data.images as images
+import gradcheck.data.blocks as blocks
 from gradcheck.data.celeba import CelebA
 from gradcheck.cli import main
 from gradcheck.core import UserError
@@ -48,22 +48,20 @@ def read(root, **kwargs): return CelebA(root, **dict(cache=root.parent / "cache"
 
 def test_pictures_labels_and_official_splits(root):
     data = read(root)
-    assert (len(data), len(data.held_out), len(data.part(data.of_split("test")))) == (
-        15,
-        5,
-        5,
-    ) and data.label_names == ("not Male", "Male")
+    test = data.part(data.of_split("test"))
+    assert (len(data), len(data.held_out), len(test)) == (15, 5, 5)
+    assert sorted(data.indices) == list(range(15)) and sorted(data.held_out.indices) == list(range(15, 20))
     pictures, labels = data.batch(range(15))
-    assert (
-        pictures.shape == (15, 3, 64, 64)
-        and pictures.dtype == torch.float32
-        and labels.tolist() == [int(value(i, 20)) for i in range(15)]
-    )
-    expected = torch.tensor([[10 * i, 128, 255 - 10 * i] for i in range(15)]) / 127.5 - 1
+    assert pictures.shape == (15, 3, 64, 64) and pictures.dtype == torch.float32
+    assert labels.tolist() == [int(value(i, 20)) for i in data.indices] and data.label_names == ("not Male", "Male")
+    expected = torch.tensor([[10 * i, 128, 255 - 10 * i] for i in data.indices]) / 127.5 - 1
     # no black edge
     assert (pictures.mean((2, 3)) - expected).abs().max() < 0.05 and pictures.std((2, 3)).max() < 0.05
-    image, label = data.part(data.of_split("test"))[4]
+    image, label = test[4]
     assert label == value(24, 20) and abs(image[0].mean() - (240 / 127.5 - 1)) < 0.05
+
+
+def test_attributes_by_name_and_by_number(root):
     assert read(root, attribute="Attribute_3", size=32).batch([0])[0].shape == (1, 3, 32, 32)
     assert read(root, attribute=20).attribute == read(root, attribute="20").attribute == "Male"
 
@@ -80,18 +78,17 @@ def test_a_zip_and_windows_line_ends_are_the_same(root):
 
 
 def test_resized_once_and_resumed(root, monkeypatch):
-    monkeypatch.setattr(images, "BLOCK", 10)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     read(root)
-    blocks = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
-    assert len(blocks) == 3
-    max(blocks).unlink()
+    made = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
+    assert len(made) == 3
+    max(made).unlink()
     # belongs to a block that is done: not needed again
     (root / "img_align_celeba" / "000001.jpg").unlink()
     data = read(root)
     after = {p: p.stat().st_mtime_ns for p in (root.parent / "cache").rglob("*.npy")}
-    assert [p for p in blocks if after[p] != blocks[p]] == [max(blocks)] and data.part(data.of_split("test")).batch(
-        [4]
-    )[0].shape == (1, 3, 64, 64)
+    assert [p for p in made if after[p] != made[p]] == [max(made)]
+    assert data.part(data.of_split("test")).batch([4])[0].shape == (1, 3, 64, 64)
 
 
 def damage(root, what):

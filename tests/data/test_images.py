@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-import gradcheck.data.images as images
+import gradcheck.data.blocks as blocks
 from gradcheck.core import UserError
 from gradcheck.data.images import ImageFolder, held_out, mixed_order
 from gradcheck.data.sources import get_dataset, open_data
@@ -85,14 +85,14 @@ def test_pictures_replaced_under_the_same_names_are_prepared_anew(root):
 def test_touched_pictures_are_not_prepared_anew(root, monkeypatch):
     before = pixels(root)
     for path in root.rglob("*.png"): os.utime(path, (1, 1))
-    monkeypatch.setattr(images, "square", None)
+    monkeypatch.setattr(blocks, "square", None)
     assert torch.equal(pixels(root), before)
 
 
 def test_a_disk_that_damages_what_is_written_is_no_loop(root, monkeypatch):
-    write = images.write_bytes
+    write = blocks.write_bytes
     monkeypatch.setattr(
-        images, "write_bytes", lambda path, data: write(path, bytes(data)[:-1] if path.suffix == ".npy" else data)
+        blocks, "write_bytes", lambda path, data: write(path, bytes(data)[:-1] if path.suffix == ".npy" else data)
     )
     with pytest.raises(UserError, match="damaged as soon as"): pixels(root)
 
@@ -126,7 +126,7 @@ def test_too_few_pictures_are_refused_at_the_start(root, keep, message):
 
 
 def test_large_pictures_lie_in_smaller_blocks(root, monkeypatch):
-    monkeypatch.setattr(images, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "BLOCK", 8)
     small, large = ImageFolder(root, 64), ImageFolder(root, 128)
     assert (len(small.blocks), len(large.blocks)) == (3, 12)
     assert torch.equal(small.batch(range(20))[1], large.batch(range(20))[1])

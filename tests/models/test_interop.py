@@ -15,6 +15,7 @@ from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
 from gradcheck.guidance.sampling import Ancestral
 from gradcheck.guidance.sampling import UNGUIDED, guided_steps
+from gradcheck.models.foreign import load_foreign_classifier
 from gradcheck.models.interop import load_pipeline, pipeline_card, save_pipeline
 from gradcheck.models.catalogue import classifier_card, open_classifier
 from gradcheck.runs.runs import run
@@ -90,6 +91,32 @@ def test_whole_trajectories_are_those_of_ddpmpipeline(schedule, prediction, more
     assert (a - b).abs().max() < 2e-4
 
 
+def flat(folder, **config):
+    "The same pipeline as google/ddpm-* lie on a hub: all files side by side, and what their configuration says."
+    for path in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]: path.rename(folder / path.name)
+    for part in ("unet", "scheduler"): (folder / part).rmdir()
+    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(said | config), encoding="utf-8")
+    said = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    for field in ("prediction_type", "clip_sample_range", "thresholding", "timestep_spacing"): del said[field]
+    (folder / "scheduler_config.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def test_a_flat_pipeline_of_googles_kind_is_drawn_as_diffusers_draws_it(tmp_path, monkeypatch):
+    folder, draws = make_pipeline(tmp_path / "pipeline", variance_type="fixed_large"), noises((4, 3, 16, 16), 50)
+    flat(
+        folder,
+        attention_head_dim=None,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        downsample_padding=0,
+        norm_eps=1e-6,
+    )
+    b = theirs(diffusers.DDPMPipeline.from_pretrained(folder), draws, monkeypatch)
+    a = ours(load_pipeline(folder), DDPM(**pipeline_card(folder)["diffusion"]), draws, monkeypatch)
+    assert (a - b).abs().max() < 2e-4 and b.std() > 0.1
+
+
 def test_ours_is_loaded_by_diffusers(tmp_path, monkeypatch):
     "The laptop's denoiser, patches and all, for 20 steps of its 400: the pipeline sees the unshuffled pixels."
     unet, ddpm = load_denoiser("laptop/ddpm"), DDPM(T=20)
@@ -105,7 +132,7 @@ def test_ours_is_loaded_by_diffusers(tmp_path, monkeypatch):
 
 def test_a_pipeline_is_a_denoiser_for_runs(tmp_path):
     folder = make_pipeline(tmp_path / "pipeline")
-    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    (tmp_path / "mine.py").write_text(CLASSIFIER, encoding="utf-8")
     spec = RunSpec(
         denoiser=str(folder),
         classifier=f"{tmp_path}/mine.py:make",
@@ -124,8 +151,7 @@ def test_a_pipeline_is_a_denoiser_for_runs(tmp_path):
     )
     assert result.samples.shape == (2, 3, 16, 16) and result.guide.shape == (2, 3) and result.trace["norm"].min() > 0
     key = spec.key
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"beta_end": 0.03}))
+    said("scheduler", beta_end=0.03)(folder)
     assert (
         RunSpec(
             denoiser=str(folder),
@@ -155,6 +181,33 @@ def broken(): raise RuntimeError("on purpose")
 """
 
 
+PREFIXES = ["classifier.", "", "module.", "_orig_mod.", "model.", "module.classifier.", "_orig_mod.module.model."]
+
+
+@pytest.mark.parametrize("counters", [True, False])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_classifiers_as_training_scripts_leave_them(prefix, counters, tmp_path):
+    with seeded(3): net = MobileNetV3Small(classes=2).eval()
+    state = {prefix + k: v.contiguous() for k, v in net.state_dict().items() if counters or "num_batches" not in k}
+    save_file(state, tmp_path / "model.safetensors")
+    card, x = classifier_card(str(tmp_path / "model.safetensors"), (3, 64, 64)), torch.rand(2, 3, 64, 64)
+    assert card["config"] == dict(classes=2, size=None)
+    with torch.no_grad(): assert torch.equal(load_foreign_classifier(tmp_path / "model.safetensors")(x), net(x))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"features.0.0.weight": torch.zeros(16, 1, 3, 3)}, "takes images of 1 channels"),
+    ({"features.0.0.weight": torch.zeros(())}, "see features.0.0.weight, of 1"),
+    ({"classifier.3.weight": torch.zeros(())}, "not a MobileNetV3-small"),
+    ({"classifier.3.weight": torch.zeros(0, 1024)}, "not a MobileNetV3-small"),
+    ({"classifier.3.bias": torch.full((2,), float("nan"))}, "not finite .classifier.3.bias first"),
+])
+def test_classifiers_that_are_another_network_are_refused(change, message, tmp_path):
+    with seeded(3): state = MobileNetV3Small(classes=2).state_dict()
+    save_file({k: v.contiguous() for k, v in (state | change).items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=message): load_foreign_classifier(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("prefix", ["classifier.", ""])
 def test_the_authors_checkpoints(prefix, tmp_path):
     with seeded(3): net = MobileNetV3Small(classes=1).eval()
@@ -171,65 +224,67 @@ def test_the_authors_checkpoints(prefix, tmp_path):
     )
 
 
-def damaged(folder, what):
-    unet = folder / "unet"
-    config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    if what == "no unet": shutil.rmtree(unet)
-    if what == "pickle": (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
-    if what == "no weights": (unet / "diffusion_pytorch_model.safetensors").unlink()
-    if what == "truncated": (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
-    if what == "other widths": (unet / "config.json").write_text(json.dumps(config | {"block_out_channels": [8, 24]}))
-    if what == "conditional": (unet / "config.json").write_text(json.dumps(config | {"num_class_embeds": 10}))
-    if what == "text": (unet / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
-    if what == "scheduler":
-        (folder / "scheduler" / "scheduler_config.json").write_text(
-            json.dumps(scheduler | {"_class_name": "PNDMScheduler"})
-        )
-    if what == "no scheduler": shutil.rmtree(folder / "scheduler")
-    if what == "thresholding":
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler | {"thresholding": True}))
-    if what == "sigmoid":
-        (folder / "scheduler" / "scheduler_config.json").write_text(
-            json.dumps(scheduler | {"beta_schedule": "sigmoid"})
-        )
+def said(part, **fields):
+    "Fields in the configuration of a part of a pipeline, changed."
+    def damage(folder):
+        path = folder / part / ("config.json" if part == "unet" else "scheduler_config.json")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | fields), encoding="utf-8")
+    return damage
+
+
+WEIGHTS = "unet/diffusion_pytorch_model"
+DAMAGE = {
+    None: lambda folder: None,
+    "no unet": lambda folder: shutil.rmtree(folder / "unet"),
+    "no scheduler": lambda folder: shutil.rmtree(folder / "scheduler"),
+    "pickle": lambda folder: (folder / f"{WEIGHTS}.safetensors").rename(folder / f"{WEIGHTS}.bin"),
+    "no weights": lambda folder: (folder / f"{WEIGHTS}.safetensors").unlink(),
+    "truncated": lambda folder: (folder / f"{WEIGHTS}.safetensors").write_bytes(b"\0" * 100),
+    "other widths": said("unet", block_out_channels=[8, 24]),
+    "conditional": said("unet", num_class_embeds=10),
+    "text": said("unet", _class_name="UNet2DConditionModel"),
+    "scheduler": said("scheduler", _class_name="PNDMScheduler"),
+    "thresholding": said("scheduler", thresholding=True),
+    "sigmoid": said("scheduler", beta_schedule="sigmoid"),
+}
 
 
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("no unet", "no folder unet/"),
+        ("no unet", "neither unet/config.json nor config.json"),
         ("pickle", "pickled weights only .* can run code"),
         ("no weights", "no diffusion_pytorch_model.safetensors"),
         ("truncated", "cannot be read"),
         ("other widths", "cannot be read|do not fit"),
         ("conditional", "unconditional"),
-        ("text", "UNet2DConditionModel.*choose one of UNet2DModel"),
-        ("scheduler", "PNDMScheduler.*choose one of DDPMScheduler, DDIMScheduler"),
+        ("text", '_class_name is "UNet2DConditionModel".* it must be "UNet2DModel"'),
+        ("scheduler", '"PNDMScheduler".* it must be "DDPMScheduler" or "DDIMScheduler"'),
         ("no scheduler", "scheduler_config.json"),
-        ("thresholding", "dynamic thresholding"),
-        ("sigmoid", "beta schedule 'sigmoid'"),
+        ("thresholding", "thresholding is true"),
+        ("sigmoid", 'beta_schedule is "sigmoid"'),
     ],
 )
 def test_pipelines_that_cannot_be_used_are_refused_with_the_reason(what, message, tmp_path):
     folder = make_pipeline(tmp_path / "pipeline")
-    damaged(folder, what)
+    DAMAGE[what](folder)
     with pytest.raises(UserError, match=message): load_pipeline(folder)
 
 
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("no unet", "has no folder unet/"),
+        ("no unet", "has neither unet/config.json nor config.json"),
         ("pickle", "which can run code"),
-        ("scheduler", "unknown scheduler 'PNDMScheduler'"),
+        ("scheduler", '_class_name is "PNDMScheduler"'),
         (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)"),
     ],
 )
 def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, cli, own_cache):
     folder = make_pipeline(tmp_path / "pipeline")
-    damaged(folder, what)
-    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    DAMAGE[what](folder)
+    (tmp_path / "mine.py").write_text(CLASSIFIER, encoding="utf-8")
     code, _, err = cli(
         "sample",
         "--denoiser",
@@ -266,14 +321,14 @@ def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, c
     ],
 )
 def test_functions_that_are_no_classifier(name, message, tmp_path):
-    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    (tmp_path / "mine.py").write_text(CLASSIFIER, encoding="utf-8")
     name = f"{tmp_path}/{name}" if name.startswith("mine") else name
     with pytest.raises(UserError, match=message): RunSpec(classifier=name, judge=None)
 
 
 def test_models_that_do_not_fit_together(tmp_path):
     folder = str(make_pipeline(tmp_path / "pipeline"))
-    (tmp_path / "mine.py").write_text(CLASSIFIER)
+    (tmp_path / "mine.py").write_text(CLASSIFIER, encoding="utf-8")
     mine = f"{tmp_path}/mine.py:make"
     for change, message in (
         (dict(classifier="laptop/robust"), r"takes images of shape \(3, 64, 64\)"),
