@@ -17,8 +17,8 @@ from typing import Optional
 import typer
 
 from .core import choose, make_folder, write_bytes
-from .models.cards import WEIGHTS, read_card
-from .models.checkpoints import load_weights, save_weights
+from .models.cards import WEIGHTS
+from .models.checkpoints import load_weights, read_card, save_weights
 
 # %% ../nbs/97_commands.ipynb #caa59426
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,

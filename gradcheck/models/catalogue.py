@@ -19,8 +19,8 @@ from torch import nn
 from ..core import UserError, located, seeded
 from ..functions import call_function, is_function, source_digest, told
 from .batches import out_of_memory
-from .cards import WEIGHTS, read_card, resolve
-from .checkpoints import CLASSIFIERS, check_finite, load_classifier, load_denoiser, load_start
+from .cards import WEIGHTS, resolve
+from .checkpoints import CLASSIFIERS, check_finite, load_classifier, load_denoiser, load_start, read_card
 from .foreign import foreign_card, load_foreign_classifier
 from .interop import load_pipeline, pipeline_card
 from .networks import fold_norms, freeze

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradcheck.models.cards import card_digest, read_card
-from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_weights, save_weights
+from gradcheck.models.cards import card_digest
+from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_weights, read_card, save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
@@ -243,7 +243,7 @@ def test_damaged_and_foreign_weights(saved, tmp_path):
     path.with_suffix(".json").write_text(json.dumps(other | {"card_sha256": card_digest(other)}), encoding="utf-8")
     with pytest.raises(UserError, match="do not fit"): load_classifier(str(path))
     path.with_suffix(".json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"): load_classifier(str(path))
+    with pytest.raises(UserError, match="not readable as JSON"): load_classifier(str(path))
     with pytest.raises(UserError, match="laptop/ddpm"): load_classifier("laptop/dppm")
 
 
