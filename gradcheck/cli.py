@@ -17,7 +17,7 @@ import typer
 
 from .base import UserError, choose, make_folder
 from .commands import Checkpointing, Denoiser, Device, Memory, Stopped
-from .commands import app, engine_for, unforeseen, write_json, write_text
+from .commands import app, byte_count, engine_for, unforeseen, write_json, write_text
 
 # %% ../nbs/98_cli.ipynb #e6eb21ce
 def check_known(figures, params):
@@ -123,11 +123,11 @@ def train(
     draws: Optional[str] = typer.Option(None, help="SportBalls: independent (default), or coupled as published"),
     sprites: Optional[Path] = typer.Option(None, help="SportBalls: a folder of RGBA PNGs, one per class"),
     architecture: str = typer.Option("MobileNetV3Small", help="of a classifier: MobileNetV3Small or ResNet"),
-    seed: Optional[int] = typer.Option(
-        None, help="of the weights, the data's order and all noise (default: the recipe's)"
-    ),
+    seed: Optional[int] = typer.Option(None, help="of weights, order and all noise (default: the recipe's)"),
     steps: Optional[int] = typer.Option(None, help="fewer optimizer steps than the recipe's"),
-    minutes: Optional[float] = typer.Option(None, help="shorten the recipe to what this machine can do in that time"),
+    minutes: Optional[float] = typer.Option(
+        None, max=1e6, help="shorten the recipe to what this machine can do in that time"
+    ),
     largest: Optional[str] = typer.Option(None, help="write the weights in files of at most so much, such as 15MB"),
     root: Optional[Path] = typer.Option(
         None, help="CelebA: the folder of the official download; folder: that of the classes' folders"
@@ -138,7 +138,6 @@ def train(
     --resume."""
     from gradcheck.core import pick_device
     from gradcheck.data.sources import get_dataset
-    from gradcheck.models.batches import parse_bytes
     task = choose("model", what, ["ddpm", "classifier"])
     if task == "classifier": task = choose("kind", kind, ["robust", "nonrobust", "judge"])
     said = trained(
@@ -149,7 +148,7 @@ def train(
         pick_device(device),
         resume=resume,
         minutes=minutes,
-        largest=parse_bytes(largest),
+        largest=byte_count(largest),
         identity=dict(dataset=dataset),
         command="gradcheck " + shlex.join(sys.argv[1:]),
         architecture=architecture,
