@@ -1,6 +1,7 @@
-"""Every option of every command at its edges: tiny, huge, negative, of another alphabet, of another type. Each ends with
-what was asked for, or with one sentence and exit code 2; nothing ends in a traceback (the `cli` fixture raises what is
-unforeseen). The options are read from the command line itself, so that a new one is swept too."""
+"""Every option of every command at its edges: tiny, huge, negative, of another alphabet, of another type.
+
+Each ends with what was asked for, or with one sentence and exit code 2; nothing ends in a traceback (the `cli` fixture
+raises what is unforeseen). The options are read from the command line itself, so that a new one is swept too."""
 import json
 
 import pandas as pd
@@ -45,7 +46,7 @@ BASE = {
     "compare": (),
     "info": (),
 }
-LEFT_OUT = {("reproduce", "dask")}                              # each address is waited for; tests/runs/test_machines.py
+LEFT_OUT = {("reproduce", "dask")}                  # each address is waited for; see tests/runs/test_machines.py
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = [
     (name, parameter.name, (parameter.opts[-1],) if parameter.param_type_name == "option" else ())
@@ -61,7 +62,10 @@ def instant(spec, images, *rest):
     curves = ("cosine", "cosine_raw", "cosine_null", "norm", "norm_raw", "energy", "saturated")
     even = torch.full((n, len(spec.classes)), 1 / len(spec.classes))
     return {f"trace.{name}": torch.zeros(steps, n) for name in curves} | dict(
-        guide=even, judge=even.clone(), samples=torch.zeros(n, *spec.shape, dtype=torch.uint8), times=torch.arange(steps)
+        guide=even,
+        judge=even.clone(),
+        samples=torch.zeros(n, *spec.shape, dtype=torch.uint8),
+        times=torch.arange(steps),
     )
 
 
@@ -106,7 +110,10 @@ def test_an_option_at_its_edges(cli, at_once, command, name, option):
         assert code == 0 or one_sentence(err), (value, err)
 
 
-@pytest.mark.parametrize("name", ["steps", "count", "scale", "target", "seed", "mode", "denoiser", "data", "out", "", "é"])
+PARAMETERS = ["steps", "count", "scale", "target", "seed", "mode", "denoiser", "classifier", "data", "out", "", "é"]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_notebook_parameter_at_its_edges(cli, at_once, name):
     for value in VALUES:
         code, _, err = cli("reproduce", *BASE["reproduce"], "-p", f"{name}={value}")

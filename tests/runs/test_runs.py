@@ -20,7 +20,7 @@ from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk,
 from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales, with_scale
 from gradcheck.data.sportballs import CLASSES
 from gradcheck.data.classes import class_in_data, parse_target, same_classes
-from gradcheck.runs.specs import RunSpec, number
+from gradcheck.runs.specs import RunSpec
 
 SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
 
