@@ -37,6 +37,14 @@ from gradcheck.runs.specs import RunSpec
     (("reproduce", "figure_1", "-p", "seed=1"), "write --seed 1"),
     (("reproduce", "figure_1", "-p", "report=1"), "unknown parameter 'report'"),
     (("reproduce", "figure_1", "-p", "target=voleyball"), "Did you mean 'volleyball'?"),
+    (("reproduce", "-p", "steps=4", "--preset", "smoke"), "figure_8: unknown parameter 'steps'; leave it out"),
+    (("reproduce", "figure_1", "-p", "steps=1"), "between 2 and T = 400"),
+    (("reproduce", "figure_1", "figure_11", "-p", "steps=4"), "Did you mean 'figure_1'?"),
+    (("sample", "--seed", "-1"), "from 0 to 2**63 - 1"),
+    (("sample", "--seed", 2**63), "from 0 to 2**63 - 1"),
+    (("sample", "--count", "1000000000"), "12,288 GB"),
+    (("sample", "--interval", "9-10"), "as in 300-100"),
+    (("bench", "--out", "/tmp"), "is a folder"),
     (("reproduce", "figure_1", "-p", "steps=abc"), "whole number"),
     (("reproduce", "figure_1", "-p", "count=2.5"), "whole number"),
     (("evaluate", "--images", "20000"), "less than or equal to 10000"),
@@ -75,10 +83,29 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
 
 
 def test_stopped_by_hand(cli, monkeypatch):
-    def stop(name): raise KeyboardInterrupt
-    monkeypatch.setattr("gradcheck.commands.load_weights", stop)
-    code, _, err = cli("info")
-    assert code == 130 and err.startswith("gradcheck: stopped; finished chunks") and err.count("\n") == 1
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr("gradcheck.models.checkpoints.load_weights", stop)
+    monkeypatch.setattr("gradcheck.runs.runs.run", stop)
+    for command, kept in (("info", "nothing was changed"), ("sample", "finished chunks are kept")):
+        code, _, err = cli(command)
+        assert code == 130 and kept in err and "checkpoint" not in err
+        assert err.strip().startswith("gradcheck: stopped;") and err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_stopped_training_says_whether_there_is_a_checkpoint(cli, monkeypatch, tmp_path, kept):
+    def stop(*args, **kwargs):
+        if kept: (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+        raise KeyboardInterrupt
+    monkeypatch.setattr("gradcheck.paper.train.train", stop)
+    code, _, err = cli("train", "ddpm", "--out", tmp_path)
+    assert code == 130 and ("--resume to go on" in err) == kept and ("no checkpoint was written" in err) != kept
+
+
+def test_a_file_that_ends_too_early_is_not_a_person_who_stops(cli, monkeypatch, tmp_path):
+    def ended(name): raise EOFError
+    monkeypatch.setattr("gradcheck.models.checkpoints.load_weights", ended)
+    with pytest.raises(RuntimeError, match="ended too early"): cli("info")
 
 
 def test_unwritable_output(cli, tmp_path, own_cache):
@@ -220,7 +247,7 @@ def test_compare_without_results_is_one_sentence(cli, tmp_path):
 
 
 def test_what_is_unforeseen_is_one_sentence_with_a_file(cli, monkeypatch, tmp_path):
-    monkeypatch.setattr("gradcheck.commands.load_weights", lambda name: 1 / 0)
+    monkeypatch.setattr("gradcheck.models.checkpoints.load_weights", lambda name: 1 / 0)
     with pytest.raises(ZeroDivisionError): cli("info")                       # a test sees the mistake itself
     monkeypatch.delenv("GRADCHECK_DEBUG", raising=False)
     monkeypatch.setattr("gradcheck.cli.os.environ", {})

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'times_of', 'inputs_at', 'true_classes', 'recognised_rows', 'recognition', 'accuracy_by_t', 'Verdicts',
-           'judge_samples']
+           'judge_samples', 'save_judged']
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #d352cee6
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from itertools import product
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..core import UserError, image_generators, randn
+from ..core import UserError, image_generators, randn, write_bytes
 from ..data.classes import class_in_data
 from ..models.classifiers import class_probabilities
 from ..models.ddpm import predict
+from ..pictures import image_grid, save_png
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #a754bd0e
 TIMES = (-1, 0, 20, 40, 60, 80, 100, 150, 200, 250, 300, 350, 399)      # of T = 400; -1 is clean
@@ -85,3 +87,12 @@ def judge_samples(probabilities):
     best = probabilities.max(1)
     counts = torch.bincount(best.indices, minlength=probabilities.shape[1])
     return Verdicts((best.values > 0.9).float().mean().item(), tuple((counts / len(probabilities)).tolist()))
+
+# %% ../../nbs/4_runs/06_evaluation.ipynb #6623a5de
+def save_judged(result, out):
+    "The samples of a run as samples.png in the folder `out`; what the judge says of them, as JSON and in a sentence."
+    verdicts, count = judge_samples(result.judge), result.spec.count
+    save_png(image_grid(result.samples, columns=32, scale=1), out / "samples.png")
+    write_bytes(out / "samples.json", (json.dumps(dict(count=count, **asdict(verdicts)), indent=1) + "\n").encode())
+    shares = ", ".join(f"{s:.1%}" for s in verdicts.shares)
+    return f"the judge is surer than 0.9 on {verdicts.sure:.1%} of {count}; class shares {shares}"
