@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'ENERGY_WANTED', 'EQUAL', 'TRIES', 'control', 'told_apart', 'column', 'classifier_menu',
-           'target_menu', 'where_menu', 'stabilizer_menu', 'Controls', 'variant_of', 'shared_controls', 'Worker',
+           'target_menu', 'where_menu', 'stabilizer_menu', 'variant_of', 'Controls', 'shared_controls', 'Worker',
            'sentence_of']
 
 # %% ../../nbs/6_app/04_controls.ipynb #3ccd7b0f
@@ -113,6 +113,12 @@ def stabilizer_menu(own):
     labels = told_apart([name.rpartition(":")[2] for name in names])
     return control(widgets.Dropdown, "stabilizer", options=list(zip(labels, names)))
 
+# %% ../../nbs/6_app/04_controls.ipynb #fe9ae6d2
+def variant_of(where, stabilizer):
+    "The name in `VARIANTS` of what is chosen, or None."
+    chosen = dict(where=where) | ({} if stabilizer == "none" else dict(stabilizer=stabilizer))
+    return next((name for name, fields in VARIANTS.items() if fields == chosen), None)
+
 # %% ../../nbs/6_app/04_controls.ipynb #fa4d164b
 class Controls(widgets.VBox):
     "The controls of one setting; `spec(**shared)` is the `RunSpec` that they say, `choose(role, variant)` sets them."
@@ -139,11 +145,6 @@ class Controls(widgets.VBox):
     def spec(self, **shared):
         chosen = {name: getattr(self, name).value for name in ("target", "where", "stabilizer", "scale")}
         return spec_for(self.preset, self.classifier.value, "plain", **chosen, **shared)
-
-def variant_of(where, stabilizer):
-    "The name in `VARIANTS` of what is chosen, or None."
-    chosen = dict(where=where) | ({} if stabilizer == "none" else dict(stabilizer=stabilizer))
-    return next((name for name, fields in VARIANTS.items() if fields == chosen), None)
 
 # %% ../../nbs/6_app/04_controls.ipynb #3be4b887
 def shared_controls(preset):
