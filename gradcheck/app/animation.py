@@ -56,10 +56,10 @@ LOOK = STYLE | {"figure.constrained_layout.use": False}
 def write_words(sheet, trajectories, top):
     "Settings and headings above the pictures, which begin at `top`; returns the text that is the clock."
     for i, (color, (label, t)) in enumerate(zip(COLORS, trajectories.items())):
-        sheet.text(LEFT, 16 + 21 * i, f"{label}:  {shown(words(t.spec), 100)}", color=color, weight="bold", size=11)
+        sheet.text(LEFT, 16 + 21 * i, f"{label}:  {shown(words(t.spec), 78)}", color=color, weight="bold", size=11)
     for j, heading in enumerate(HEADINGS):
         sheet.text(LEFT + j * (CELL + GAP) + CELL / 2, top - 11, heading, ha="center", parse_math=True)
-    return sheet.text(WIDTH - 20, top - 11, "", ha="right", size=11, color=GREY)
+    return sheet.text(WIDTH - 20, 16, "", ha="right", size=11, color=GREY)
 
 def draw_row(sheet, label, color, pictures, y):
     "A row of pictures with its label; the artists that show them."
