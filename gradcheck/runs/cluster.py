@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'WAIT', 'BEAT', 'VERSION', 'QUESTION', 'Reporter', 'local', 'compute_on_worker', 'portable', 'kind_at',
-           'connected', 'patience_for_workers', 'wait_for_workers', 'check_versions', 'Progress', 'as_finished', 'told',
-           'computed', 'opened', 'Dask']
+           'connected', 'patience_for_workers', 'wait_for_workers', 'check_versions', 'Progress', 'look', 'as_finished',
+           'told', 'computed', 'opened', 'Dask']
 
 # %% ../../nbs/4_runs/04_cluster.ipynb #23540502
 import asyncio
@@ -43,7 +43,7 @@ def local(machine):
     "What computes on this worker, the same for all its chunks."
     return Local(machine)
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #6862ab73
+# %% ../../nbs/4_runs/04_cluster.ipynb #a5f0fbde
 def compute_on_worker(spec, key, images, machine, topic, task):
     "One chunk of a run; called by Dask on a worker. `UserError` if the same names mean other models there."
     from distributed import get_worker
@@ -53,7 +53,7 @@ def compute_on_worker(spec, key, images, machine, topic, task):
                         "give it the same files, and the same version of gradcheck.")
     return local(machine).chunk(here, images, Reporter(lambda message: get_worker().log_event(topic, message), task))
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #53c66ba7
+# %% ../../nbs/4_runs/04_cluster.ipynb #afd420a5
 MODELS = ("denoiser", "classifier", "judge", "stabilizer")
 
 def portable(spec):
@@ -61,7 +61,7 @@ def portable(spec):
     def path_of(name): return absolute(name if is_function(name) or not located(name).exists() else located(name))
     return replace(spec, **{role: path_of(getattr(spec, role)) for role in MODELS})
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #288d817b
+# %% ../../nbs/4_runs/04_cluster.ipynb #8f8a0c65
 async def kind_at(address, seconds):
     "What answers at a Dask address within so many seconds, such as \"Scheduler\"; raises whatever comes back."
     from distributed import Security
@@ -84,7 +84,7 @@ def connected(address, patience):
         raise UserError(f"no Dask scheduler answered at {str(address)[:200]!r} within {patience} s ({heard}); give its "
                         "HOST:PORT, as dask scheduler prints it, or --dask local.") from None
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #72475bbf
+# %% ../../nbs/4_runs/04_cluster.ipynb #27abb067
 WAIT, BEAT = 60, 5        # seconds: for a worker where there is none; between two looks at the workers
 
 def patience_for_workers():
@@ -105,7 +105,7 @@ def wait_for_workers(client):
         raise UserError(f"the Dask scheduler at {address} had no workers for {seconds} s; start some (dask worker "
                         f"{address}), or set GRADCHECK_DASK_WAIT to wait longer; finished chunks are kept.") from None
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #1d443323
+# %% ../../nbs/4_runs/04_cluster.ipynb #5b52db5e
 VERSION = pkgutil.resolve_name("gradcheck:__version__")
 QUESTION = "gradcheck.runs.cluster:VERSION"
 
@@ -121,7 +121,7 @@ def check_versions(client):
         if isinstance(answer, str) and answer != VERSION:
             raise UserError(f"the Dask {who} has gradcheck {answer}, not {VERSION}; install the same version there.")
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #362faf61
+# %% ../../nbs/4_runs/04_cluster.ipynb #5361baf2
 class Progress:
     "Image-steps done by task, shown as their sum on `bar`; what a finished task reports late is not heard."
     def __init__(self, bar): self.bar, self.done, self.finished = bar, {}, set()
@@ -140,7 +140,14 @@ class Progress:
         self.bar.n = sum(self.done.values())
         self.bar.refresh()
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #7fbb72da
+# %% ../../nbs/4_runs/04_cluster.ipynb #54989bc6
+def look(client):
+    "`wait_for_workers` and `check_versions`; a scheduler that does not answer any more cancels everything."
+    try:
+        wait_for_workers(client)
+        check_versions(client)
+    except OSError as e: raise CancelledError(str(e)) from None
+
 def as_finished(client, futures):
     "Yields futures as they are done; in between, workers that are gone are waited for, and new ones are asked."
     from distributed import wait
@@ -148,13 +155,12 @@ def as_finished(client, futures):
     while waiting:
         try: done = wait(waiting, timeout=BEAT, return_when="FIRST_COMPLETED").done
         except TimeoutError:
-            wait_for_workers(client)
-            check_versions(client)
+            look(client)
             continue
         waiting -= done
         yield from done
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #dc6a8164
+# %% ../../nbs/4_runs/04_cluster.ipynb #d3f12ff0
 @contextmanager
 def told(what):
     "Inside, workers that die, and a scheduler that does, are a `UserError` about `what` was computed."
@@ -168,12 +174,11 @@ def told(what):
         raise UserError(f"the Dask scheduler was lost while {what} was computed; finished chunks are kept, so start "
                         "it and run the same command again.") from None
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #b59ba762
+# %% ../../nbs/4_runs/04_cluster.ipynb #a19bb7bd
 def computed(client, machine, tasks, bar):
     """Yields `(task, tensors)` for tasks `(label, spec, images)` as workers finish them; `bar` shows the sum of what
     they report."""
-    wait_for_workers(client)
-    check_versions(client)
+    look(client)
     topic, progress = f"gradcheck-{uuid4().hex}", Progress(bar)
     client.subscribe_topic(topic, progress.heard)
     futures = {
@@ -188,11 +193,11 @@ def computed(client, machine, tasks, bar):
             progress.finish(i, label, len(images) * spec.calls)
             yield tasks[i], tensors
     finally:
-        with suppress(OSError):
+        with suppress(Exception):                                       # nobody is there, or the client is closed
             client.cancel([*futures])
             client.unsubscribe_topic(topic)
 
-# %% ../../nbs/4_runs/04_cluster.ipynb #f8f18115
+# %% ../../nbs/4_runs/04_cluster.ipynb #c15f4ccb
 def opened(address, workers, patience):
     "A client of the cluster at `address`, and that cluster if it is our own (\"local\"), else None."
     try:

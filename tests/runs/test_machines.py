@@ -463,7 +463,7 @@ def test_what_dies_in_mid_run_is_a_sentence_and_what_is_finished_is_kept(
         engine.client.wait_for_workers(1)
         killer = threading.Thread(target=kill)
         killer.start()
-        with pytest.raises(UserError, match=sentence): run(replace(SPEC, count=400, seed=5), 4, engine, cache)
+        with pytest.raises(UserError, match=sentence): run(replace(SPEC, steps=2, count=800, seed=5), 1, engine, cache)
         killer.join()
     assert list(cache.rglob("*.safetensors"))
 
