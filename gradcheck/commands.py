@@ -175,14 +175,13 @@ def sample(
     typer.echo(f"{out / 'grid.png'}: {save_sample(result, out)}")
 
 # %% ../nbs/97_commands.ipynb #3f038f6a
-WRITTEN_ANEW = ("architecture", "config", "parameters", "sha256", "files")      # of a card, when weights are saved
+WRITTEN_ANEW = ("architecture", "config", "parameters", "sha256", "card_sha256", "files")      # of a card, when weights are saved
 
 def copy_start(denoiser, out):
     "Save the matched start of a denoiser, if it has one, into the folder `out`; `UserError` if it cannot be read."
-    from gradcheck.models.catalogue import start_name
+    from gradcheck.models.catalogue import has_start, start_card, start_name
     from gradcheck.models.checkpoints import load_weights, save_weights
-    from gradcheck.runs.specs import lies_beside, start_card
-    if not lies_beside(denoiser): return
+    if not has_start(denoiser): return
     card = {k: v for k, v in start_card(denoiser).items() if k not in WRITTEN_ANEW}
     save_weights(load_weights(start_name(denoiser)), out / "start.safetensors", card)
 
@@ -222,13 +221,14 @@ def compare(
 @app.command()
 def info():
     "Bundled weights with their digests, versions, device, and where the cache is."
-    from gradcheck.models import checkpoints
+    from gradcheck.models.cards import WEIGHTS
+    from gradcheck.models.checkpoints import load_weights, read_card
     from gradcheck.paper.saved import provenance
     from gradcheck.runs.runs import cache_folder
-    for path in sorted(checkpoints.WEIGHTS.rglob("*.safetensors")):
-        name = path.relative_to(checkpoints.WEIGHTS).with_suffix("").as_posix()
-        card = checkpoints.read_card(name)
-        checkpoints.load_weights(name)                                  # verifies the digest
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+        name = path.relative_to(WEIGHTS).with_suffix("").as_posix()
+        card = read_card(name)
+        load_weights(name)                                  # verifies the digest
         typer.echo(
             f"{name:25} {card['architecture']:17} {card['parameters']:>9,} parameters  {card['images']:>9,} images "
             f"seen  sha256 {card['sha256'][:16]}  verified"
