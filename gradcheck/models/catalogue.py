@@ -45,7 +45,7 @@ class Own(nn.Module):
         except UserError: raise
         except Exception as e:
             if out_of_memory(e): raise
-            raise UserError(f"the classifier {self.called!r} fails on images of shape {tuple(x.shape)} "
+            raise UserError(f"the classifier {self.called!r} fails on images of shape {tuple(x.shape[1:])} "
                             f"({told(e)}).") from e
         logits = getattr(out, "logits", out)
         if isinstance(logits, torch.Tensor) and logits.dim() == 2 and len(logits) == len(x): return logits.float()

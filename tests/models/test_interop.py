@@ -278,7 +278,7 @@ def test_pipelines_that_cannot_be_used_are_refused_with_the_reason(what, message
         ("no unet", "has neither unet/config.json nor config.json"),
         ("pickle", "which can run code"),
         ("scheduler", '_class_name is "PNDMScheduler"'),
-        (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)"),
+        (None, "no class is called '3'; give one of the names 0, 1, 2"),
     ],
 )
 def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, cli, own_cache):
@@ -334,7 +334,7 @@ def test_models_that_do_not_fit_together(tmp_path):
         (dict(classifier="laptop/robust"), r"takes images of shape \(3, 64, 64\)"),
         (dict(target=3), "target class 3"),
         (dict(classifier=f"{tmp_path}/mine.py:binary"), "binary needs one logit"),
-        (dict(judge=f"{tmp_path}/mine.py:binary"), "give a judge"),
+        (dict(judge=f"{tmp_path}/mine.py:binary"), "give one for the same classes"),
         (dict(start="matched"), "no matched start"),
         (dict(steps=51), "T = 50"),
     ):
