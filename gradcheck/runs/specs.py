@@ -21,7 +21,7 @@ from ..data.classes import listing, parse_target, same_classes
 from ..guidance.samplers import DDIM, Ancestral, HalfPrecision
 from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, Interval
 from ..guidance.stabilizers import make_stabilizer, stabilizer_digest
-from ..models.catalogue import class_names, classifier_card, denoiser_card, start_name
+from ..models.catalogue import class_names, classifier_card, denoiser_card, has_start, start_name
 from ..models.checkpoints import WEIGHTS, read_card
 from ..models.ddpm import DDPM
 
@@ -68,6 +68,7 @@ def parse_interval(interval):
 # %% ../../nbs/4_runs/01_specs.ipynb #b08d1c2c
 def lies_beside(denoiser):
     "Is there a file of a matched start beside this denoiser, readable or not?"
+    if has_start(denoiser): return True
     name = start_name(denoiser)
     path = located(name) if name.endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
     shards = path.parent.glob(f"{path.stem}-00001-of-*.safetensors")
