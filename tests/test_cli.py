@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit codes, one sentence, files where they were asked for."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gradcheck.commands import in_print, write_text
 from gradcheck.models.cards import WEIGHTS
 from gradcheck.runs.runs import run
 from gradcheck.runs.specs import RunSpec
@@ -80,6 +82,36 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
         cwd=tmp_path,
     )
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "finite" in result.stderr
+
+
+NARROW = {
+    "C": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+    "cp1252": dict(PYTHONIOENCODING="cp1252"),
+}
+
+
+@pytest.mark.parametrize("console", NARROW)
+def test_a_console_that_cannot_show_a_character_shows_the_sentence(tmp_path, console):
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "gradcheck"), "reproduce", "x̂₀"],
+        capture_output=True,
+        env=os.environ | NARROW[console],
+        cwd=tmp_path,
+    )
+    assert result.returncode == 2 and result.stderr.count(b"\n") == 1 and b"choose one of figure_1" in result.stderr
+
+
+def test_what_is_written_is_utf_8_and_what_is_drawn_is_no_formula(tmp_path):
+    write_text(tmp_path / "a.csv", "x̂₀, \udce9")
+    assert (tmp_path / "a.csv").read_bytes().decode("utf-8") == "x̂₀, \\udce9"
+    assert in_print("a$_{b\udce9é") == "a___b_é" and len(in_print("x" * 5000)) == 60
+
+
+def test_a_folder_that_is_gone_is_one_sentence(cli, tmp_path, monkeypatch):
+    def gone(): raise FileNotFoundError
+    monkeypatch.setattr("gradcheck.cli.os.getcwd", gone)
+    code, _, err = cli("info")
+    assert code == 2 and "working directory is gone" in err and err.count("\n") == 1
 
 
 def test_stopped_by_hand(cli, monkeypatch):

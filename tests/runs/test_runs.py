@@ -7,8 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
-from gradcheck.core import UserError
+from gradcheck.core import UserError, seeded
+from gradcheck.models.checkpoints import save_weights
+from gradcheck.models.ddpm import GaussianStart
+from gradcheck.models.unet import UNet, UNetConfig
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
@@ -396,6 +400,84 @@ def test_a_copy_of_a_setting_and_a_cluster_mean_the_same_class(tmp_path, monkeyp
     p = preset_for("smoke", denoiser="laptop/ddpm", classifier="own.py:make")
     sampled = {label: s.target for label, s in figure_specs("figure_6", p, scales=nominal).items()}
     assert {label[-1]: target for label, target in sampled.items()} == {"1": 0, "2": 1, "3": 2}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    "A denoiser for 16 x 16 with its matched start, and a classifier for it."
+    with seeded(0):
+        net = UNet(UNetConfig(size=16, widths=(8, 16), attention=(False, False), layers=1, groups=4, head_dim=4))
+    save_weights(net, tmp_path / "ddpm.safetensors", dict(diffusion=dict(T=50)))
+    save_weights(GaussianStart.fit(torch.rand(20, 3, 16, 16), rank=4), tmp_path / "start.safetensors", {})
+    (tmp_path / "own.py").write_text(CALLED_BY_NUMBERS, encoding="utf-8")
+    return tmp_path
+
+
+def own(folder): return dict(denoiser=f"{folder}/ddpm.safetensors", classifier=f"{folder}/own.py:make")
+
+
+def damage(folder, how):
+    if how == "no card": (folder / "start.json").unlink()
+    if how == "no weights": (folder / "start.safetensors").unlink()
+    if how == "half a card": (folder / "start.json").write_text("{", encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["no card", "no weights", "half a card"])
+def test_a_start_that_cannot_be_read_is_an_error_and_no_other_start(tiny, how):
+    damage(tiny, how)
+    with pytest.raises(UserError, match="start"): spec_for(preset_for("smoke", **own(tiny)), "own", "plain")
+    assert spec_for(preset_for("smoke", **own(tiny)), "own", "plain", start="standard").start == "standard"
+
+
+def test_a_start_that_is_damaged_is_an_error_before_a_step(tiny, own_cache):
+    spec = spec_for(preset_for("smoke", **own(tiny)), "own", "plain", steps=2, count=1)
+    assert spec.start == "matched"
+    data = bytearray((tiny / "start.safetensors").read_bytes())
+    data[-3] ^= 1
+    (tiny / "start.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"): run(spec, 1)
+    assert not list(own_cache.rglob("*.safetensors"))
+
+
+def test_where_there_is_no_start_sampling_starts_from_noise(tiny):
+    for how in ("no card", "no weights"): damage(tiny, how)
+    assert spec_for(preset_for("smoke", **own(tiny)), "own", "plain").start == "standard"
+    with pytest.raises(UserError, match="no matched start"): RunSpec(**own(tiny), judge=None, steps=2)
+
+
+TWO = CALLED_BY_NUMBERS + """
+def two():
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+def swapped():
+    model = make()
+    model.class_names = ["2", "1", "3"]
+    return model
+def unnamed():
+    model = make()
+    del model.class_names
+    return model
+"""
+
+
+@pytest.mark.parametrize("role", ["robust", "judge"])
+def test_models_with_other_classes_are_refused_at_the_start(tiny, cli, role):
+    (tiny / "own.py").write_text(TWO, encoding="utf-8")
+    models = [f"--{name}={value}" for name, value in own(tiny).items()]
+    for other in ("two", "swapped"):
+        args = ("reproduce", "figure_1", "--preset", "smoke", *models, f"--{role}", f"{tiny}/own.py:{other}")
+        code, _, err = cli(*args, "--out", tiny)
+        assert code == 2 and "same classes in the same order" in err and err.count("\n") == 1
+    assert preset_for("smoke", **own(tiny), **{role: f"{tiny}/own.py:unnamed"}).denoiser == own(tiny)["denoiser"]
+
+
+def test_data_of_other_classes_are_refused_at_the_start(tiny, cli):
+    for name in ("1", "2", "4"):
+        (tiny / "pictures" / name).mkdir(parents=True)
+        for i in range(20): Image.new("RGB", (16, 16), (i, 0, 0)).save(tiny / "pictures" / name / f"{i}.png")
+    models = [f"--{name}={value}" for name, value in own(tiny).items()]
+    args = ("reproduce", "figure_1", "--preset", "smoke", *models, "--out", tiny / "out", "--data", tiny / "pictures")
+    code, _, err = cli(*args)
+    assert code == 2 and "called the same" in err and "Traceback" not in err and not (tiny / "out").exists()
 
 
 def test_classes_of_data_are_matched_by_name():
