@@ -105,3 +105,77 @@ def test_a_kernel_is_told_where_the_command_was_given(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADCHECK_FOLDER", str(tmp_path))
     with as_called(): assert command_folder() == tmp_path
     assert os.environ["GRADCHECK_FOLDER"] == str(tmp_path)
+
+
+def test_a_relative_folder_is_where_the_command_was_given(tmp_path, cli, monkeypatch):
+    "For `reproduce` and for `sample`; the cache is the project's, and never appears where the notebooks are."
+    monkeypatch.setattr(reproducing, "project_root", lambda: ROOT)
+    monkeypatch.setattr(reproducing, "find_spec", lambda name: None)                  # a machine without papermill
+    monkeypatch.chdir(tmp_path)
+    small = ("-p", "steps=2", "-p", "count=1")
+    code, _, err = cli("reproduce", "figure_3", "--preset", "smoke", "--out", "a/b", *small)
+    assert code == 0, err
+    code, _, err = cli("sample", "--steps", 2, "--count", 1, "--out", "a/c")
+    assert code == 0, err
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["smoke-steps=2-count=1"]
+    assert (tmp_path / "a" / "c" / "grid.png").is_file()
+    assert not (ROOT / "nbs" / "figures" / "data").exists()
+
+
+# --- names of anybody's -----------------------------------------------------------------------
+ODD = (
+    "a $x$ _ ^ \\",
+    "$",
+    "$\\frac{$",
+    "\\$",
+    "<b>&\"'",
+    "a|b*c`d`",
+    "line\nfeed",
+    "n" * 5000,
+    "😀",
+    "كرة",
+    "",
+    "\ud800",
+)
+
+
+def test_odd_names_are_drawn_letter_by_letter():
+    import pandas as pd
+    from matplotlib import pyplot as plt
+
+    from gradcheck.paper.plots import as_label, figure_bytes, plot_cosines
+    rows = pd.DataFrame({"t": [3, 2, 1], "mean": 0.5, "std": 0.1, "images": 4})
+    for name in ODD:
+        fig = plot_cosines(rows.assign(curve=name), {name: "blue"}, name)
+        assert figure_bytes(fig, "png", 40).startswith(b"\x89PNG")
+        plt.close(fig)
+    assert as_label("$x$") == r"\$x\$" and len(as_label("n" * 5000)) == 60 and as_label("\n") == "(no name)"
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name != "\ud800"], ids=ascii)
+def test_odd_names_are_one_cell_of_a_table(name):
+    import re
+
+    from gradcheck.paper.tables import as_html, as_latex, as_markdown, in_latex
+    table = ["name", "value"], [[name, "1"]], {(0, 0)}
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in as_markdown(*table).splitlines()] == [3, 3, 3]
+    tex = as_latex(*table, name)
+    assert tex.count("\n") == 11 and len(re.findall(r"(?<!\\)(?:\\\\)*&", tex)) == 2
+    assert not re.search(r"(?<!\\)[$#%]", in_latex(name))
+    html = as_html(*table)
+    assert html.count("<") == as_html(["name", "value"], [["a", "1"]], {(0, 0)}).count("<")
+
+
+def test_a_sidecar_is_utf8_in_any_locale(tmp_path):
+    code = (
+        "from gradcheck.paper.saved import provenance, sidecar_of\n"
+        "from gradcheck.paper.presets import get_preset\n"
+        "from gradcheck.core import write_bytes\n"
+        "import json\n"
+        "provenance()\n"
+        "known = sidecar_of('figure_2', get_preset('smoke'), {}, {}, 1.0)\n"
+        f"write_bytes({str(tmp_path / 'figure_2.json')!r}, json.dumps(known, ensure_ascii=False).encode())\n"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    assert "x̂₀-prediction (orange)" in json.loads((tmp_path / "figure_2.json").read_text(encoding="utf-8"))["caption"]
