@@ -6,7 +6,6 @@
 
 Texts are written between two marks, `<!-- NAME -->` and `<!-- /NAME -->`; tests/test_readme.py compares them with what
 is written here."""
-import base64
 import csv
 import json
 import re
@@ -74,20 +73,11 @@ def make_thumbnails(results):
         (NBS / "images" / "figure_2.png").write_bytes(few_colours(figure, 128))
 
 
-def shrink(path, largest=400_000):
-    "Re-encode the pictures of a notebook's outputs, in 64 colours, and in fewer while it is too large."
-    from gradcheck.paper.plots import smaller
+def shrink(path):
+    "Re-encode the pictures of a notebook's outputs in as many colours as it may be large."
+    from gradcheck.paper.plots import notebook_text
 
-    page = json.loads(path.read_text(encoding="utf-8"))
-    outputs = [o["data"] for c in page["cells"] for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
-    pictures = [base64.b64decode("".join(data["image/png"])) for data in outputs]
-    for colours in (64, 48, 32, 24):
-        for data, picture in zip(outputs, pictures):
-            data["image/png"] = base64.b64encode(smaller(picture, colours)).decode() + "\n"
-        text = json.dumps(page, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if len(text.encode()) <= largest:
-            break
-    path.write_text(text, encoding="utf-8")
+    path.write_text(notebook_text(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 def first_cell(path):

@@ -85,7 +85,7 @@ def read_reference(folder):
     if not path.is_file():
         there = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/reference.json"))) or "no preset"
         raise UserError(f"there are no reference numbers in {str(folder)!r}, only of {there}; name another.")
-    try: known = read_json(path).get("figures")
+    try: known = read_json(path, "the reference", "restore it").get("figures")
     except UserError: known = None
     entries = known.values() if isinstance(known, dict) else [None]
     if not all(isinstance(e, dict) and {"setting", "models", "machine"} <= e.keys() for e in entries):

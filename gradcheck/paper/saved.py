@@ -28,7 +28,8 @@ from .settings import folder_of, preset_for, setting_of
 # %% ../../nbs/5_paper/10_saved.ipynb #3a34c463
 def git(*args):
     "What git says in the project's folder, or nothing."
-    try: done = subprocess.run(("git", *args), cwd=project_root(), capture_output=True, text=True, timeout=10)
+    said = dict(capture_output=True, encoding="utf-8", errors="replace")
+    try: done = subprocess.run(("git", *args), cwd=project_root(), timeout=10, **said)
     except (OSError, subprocess.SubprocessError): return ""
     return done.stdout.strip()
 

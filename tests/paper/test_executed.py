@@ -7,7 +7,8 @@ import pytest
 
 from gradcheck.core import UserError
 from gradcheck.paper.figures import FIGURES
-from gradcheck.paper.reproduce import check_writable, kept, reproduce, with_outputs
+from gradcheck.paper.reproduce import check_writable, reproduce, with_outputs
+from gradcheck.paper.plots import committed
 from gradcheck.paper.saved import PARAMETERS, identity
 from gradcheck.paper.settings import preset_for, setting_of
 
@@ -48,10 +49,10 @@ def test_what_is_kept_of_an_output():
     bar = dict(output_type="stream", name="stderr", text="50 %")
     said = dict(output_type="stream", name="stdout", text="a number")
     value = dict(output_type="execute_result", data={"text/plain": "1"}, metadata={}, execution_count=7)
-    assert kept(widget, 16) is None
-    assert kept(bar, 16) is None
-    assert kept(said, 16) == said
-    assert kept(value, 16)["execution_count"] is None
+    assert committed(widget) is None
+    assert committed(bar) is None
+    assert committed(said) == said
+    assert committed(value)["execution_count"] is None
 
 
 def test_sources_stay_as_they_are():

@@ -30,7 +30,7 @@ def plant(folder, figure, **changes):
         device="cpu",
         python="3.11",
     )
-    (folder / f"{figure}.json").write_text(json.dumps(sidecar | changes, ensure_ascii=False), encoding="utf-8")
+    (folder / f"{figure}.json").write_text(json.dumps(sidecar | changes), encoding="utf-8")
     Image.new("RGB", (8, 4), "red").save(folder / f"{figure}.png")
     CLAIMS.to_csv(folder / f"{figure}.csv", index=False, encoding="utf-8")
 
@@ -80,7 +80,13 @@ def folder_in_its_place(path):
     path.mkdir()
 
 
-DAMAGE = (empty, torn, foreign, no_utf8, folder_in_its_place)
+def nested(path): path.write_bytes(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+def another_kind(path): path.write_bytes(b"null")
+def huge(path):
+    with open(path, "wb") as file: file.truncate(10**10)
+
+
+DAMAGE = (empty, torn, foreign, no_utf8, folder_in_its_place, nested, another_kind, huge)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -126,6 +132,61 @@ def test_a_table_that_this_project_wrote_is_shown_and_no_other(folder):
         (folder / "figure_1.html").write_text(foreign, encoding="utf-8")
         text, said = page_of(folder)
         assert len(said) == 1 and "no table" in said[0] and "alert" not in text
+
+
+ODD = ("a $x$ _ ^ \\", "<b>&\"'", "line\nfeed\t", "n" * 5000, "😀 ⚽", "كرة", "", "\ud800")
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_odd_names_anywhere_in_a_sidecar(folder, name):
+    for figure in ("figure_1", "figure_2", "figure_3", "claims"):
+        runs = {name: RUN | dict(classifier=name), name + "2": RUN}
+        own = dict(preset="smoke", denoiser=name or "x", classifier=name)
+        plant(folder, figure, parameters=own, runs=runs, caption=name, libraries={"torch": name, "gradcheck": name})
+    text, said = page_of(folder)
+    assert said == [] and text.count("<figure") == 4 and '<b>&"' not in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(parameters=dict(preset=["smoke"], seed={"a": 1})),
+        dict(runs={"a": RUN | dict(digests=[1])}),
+        dict(runs={"a": RUN | dict(T=None)}),
+        dict(runs={"a": RUN | dict(count=10**300)}),
+        dict(python=None, device=[], cpu={}),
+        dict(setting=dict(preset=1, target=[2])),
+        dict(seconds=1e999),
+    ],
+    ids=str,
+)
+def test_a_sidecar_that_parses_and_is_odd_does_not_break_the_page(folder, fields):
+    plant(folder, "figure_2", **fields)
+    text, said = page_of(folder)
+    assert len(said) <= 1 and (not said or "figure_2" in said[0])
+    assert all(f'id="{figure}"' in text for figure in ("figure_1", "figure_3", "claims"))
+
+
+def test_a_sidecar_nested_as_deep_as_a_parser_follows(folder):
+    path = folder / "figure_2.json"
+    known = path.read_text(encoding="utf-8").rstrip().removesuffix("}")
+    for depth in (100, 300, 900):
+        path.write_text(f'{known}, "more": {"[" * depth}{"]" * depth}}}', encoding="utf-8")
+        text, said = page_of(folder)
+        assert 'id="figure_1"' in text and (not said or "figure_2" in said[0])
+
+
+def test_a_picture_of_many_pixels_is_left_out(folder):
+    Image.new("1", (20_000, 20_000)).save(folder / "figure_2.png")
+    text, said = page_of(folder)
+    assert len(said) == 1 and "no picture" in said[0] and 'id="figure_2"' not in text
+
+
+@pytest.mark.parametrize("column", ["effect", "low", "verdict"])
+def test_words_where_claims_have_numbers(folder, column):
+    CLAIMS.assign(**{column: ["a word", ""]}).to_csv(folder / "claims.csv", index=False)
+    text, said = page_of(folder)
+    assert len(said) == 1 and "claims.csv" in said[0] and 'id="figure_1"' in text
 
 
 def test_an_empty_folder_has_a_page_too(tmp_path):
