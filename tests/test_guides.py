@@ -148,12 +148,14 @@ def test_what_contributors_are_told_to_call_is_there(command):
 def test_the_switches_of_the_guide_are_those_of_the_code():
     "Their names, what is the default, and the number among them."
     from gradcheck.guidance.stabilizers import make_stabilizer
+    from gradcheck.paper.presets import get_preset
     from gradcheck.paper.quirks import DEFAULT_MODE, QUIRKS
 
     text = text_of(ROOT / "nbs" / "guides" / "switches.ipynb")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\w+) \|$", text, re.M)
     assert dict(rows) == DEFAULT_MODE
     assert set(QUIRKS) == set(DEFAULT_MODE)
+    assert f"{get_preset('laptop').sweep_count} generations" in text
     assert f"eps = {make_stabilizer('adam_corrected').eps:.0e}".replace("e-0", "e-") in text
 
 
