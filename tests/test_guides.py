@@ -1,4 +1,5 @@
 """Every command in the README and the guides works: each runs once, at the smallest size."""
+import importlib
 import re
 import shlex
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import GUIDES, README, ROOT, commands
+from pages import GUIDES, README, ROOT, commands, text_of
 from PIL import Image
 from test_celeba import paint
 
@@ -142,3 +143,28 @@ def test_what_contributors_are_told_to_call_is_there(command):
     for word in rest:
         if "/" in word:
             assert (ROOT / word).exists(), word
+
+
+def test_the_switches_of_the_guide_are_those_of_the_code():
+    "Their names, what is the default, and the number among them."
+    from gradcheck.guidance.stabilizers import make_stabilizer
+    from gradcheck.paper.presets import get_preset
+    from gradcheck.paper.quirks import DEFAULT_MODE, QUIRKS
+
+    text = text_of(ROOT / "nbs" / "guides" / "switches.ipynb")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\w+) \|$", text, re.M)
+    assert dict(rows) == DEFAULT_MODE
+    assert set(QUIRKS) == set(DEFAULT_MODE)
+    assert f"{get_preset('laptop').sweep_count} generations" in text
+    assert f"eps = {make_stabilizer('adam_corrected').eps:.0e}".replace("e-0", "e-") in text
+
+
+def test_python_in_the_guides_is_python():
+    import ast
+
+    for page in GUIDES:
+        for block in re.findall(r"```py\n(.*?)```", text_of(page), re.S):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("gradcheck"):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, name.name) for name in node.names)

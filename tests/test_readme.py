@@ -3,7 +3,7 @@ import importlib.util
 import re
 
 import pytest
-from pages import NBS, README, ROOT, text_of
+from pages import NBS, NOTEBOOKS, README, ROOT, cells, text_of
 from PIL import Image
 
 TEXT = text_of(README)
@@ -75,9 +75,28 @@ def test_every_figure_has_a_small_picture_on_the_front_page():
         assert f"(images/thumbs/{name}.png)](figures/{name}.ipynb)" in index
 
 
-def test_the_sampler_is_one_click_from_the_front_page():
-    assert "(3_guidance/03_sampling.ipynb)" in text_of(NBS / "index.ipynb")
-    assert "guided_steps" in text_of(NBS / "index.ipynb")
+@pytest.mark.parametrize("page, folder", [(NBS / "index.ipynb", ""), (README, "nbs/")], ids=["front page", "README"])
+def test_the_sampler_is_one_click_away(page, folder):
+    "And that click leads to its heading, not to the top of a long page."
+    label = r"\[eq\. \(1\) and `guided_steps`[^\]]*\]"
+    link, = re.findall(rf"{label}\({folder}(3_guidance/[^)#]*)#The-loop\)", text_of(page))
+    heart = NBS / link
+    assert "## The loop" in text_of(heart)
+    assert "def guided_steps(" in "\n".join(cells(heart, "code"))
+
+
+def test_the_equation_is_on_the_first_screen_of_both_pages():
+    for page in (NBS / "index.ipynb", README):
+        equation = text_of(page).index(r"\mu' = \mu_\theta(x_t)")
+        assert equation < 2000 if page == README else "## One equation" in text_of(page)[:equation]
+
+
+@pytest.mark.parametrize("page", [README, *NOTEBOOKS], ids=lambda path: path.name)
+def test_no_line_of_a_block_is_cut_or_folded(page):
+    "GitHub shows about 92 letters of a README, JupyterLab about 84 in a text cell at 1280 px."
+    blocks = re.findall(r"```\w*\n(.*?)```", text_of(page), re.S)
+    longest = 92 if page == README else 84
+    assert [line for block in blocks for line in block.splitlines() if len(line) > longest] == []
 
 
 def test_a_small_picture_is_small_whatever_it_is_made_of(tmp_path):

@@ -2,6 +2,7 @@
 
 (`make tutorials` runs them at their own size.)"""
 import json
+import re
 from pathlib import Path
 
 import papermill as pm
@@ -45,3 +46,44 @@ def test_a_tutorial_runs_and_shows_pictures(name, tmp_path):
     cells = json.loads(done.read_text(encoding="utf-8"))["cells"]
     pictures = [o for c in cells for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
     assert pictures, "a tutorial without a picture"
+
+
+def source_and_outputs(name):
+    "All code of a tutorial as kept, all its prose, and all the texts that it keeps as outputs."
+    cells = json.loads((TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code, prose = ("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == k) for k in ("code", "markdown"))
+    outputs = [o for c in cells for o in c.get("outputs", ())]
+    said = ["".join(o.get("text", "")) or "".join(o.get("data", {}).get("text/markdown", "")) for o in outputs]
+    return code, prose, "\n".join(said)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in TUTORIALS.glob("*.ipynb")))
+def test_a_tutorial_keeps_what_it_shows_and_no_clock(name):
+    "How long it took is another machine's business."
+    cells = json.loads((TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code, _, said = source_and_outputs(name)
+    assert any("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", ()))
+    assert not re.search(r"\b\d+ s\b", said)
+    assert "import time" not in code
+
+
+def test_numbers_in_the_prose_of_paper_against_corrected():
+    from gradcheck.guidance.stabilizers import Adam, make_stabilizer
+    from gradcheck.models.ddpm import DDPM
+    from gradcheck.paper.presets import get_preset
+
+    code, prose, said = source_and_outputs("paper_vs_corrected")
+    laptop = get_preset("laptop")
+    assert rf"\sqrt{{\bar\alpha_T}} = {DDPM().abar[-1].sqrt():.2f}" in prose
+    assert Adam().eps == 1e-4 and r"\epsilon = 10^{-4}" in prose
+    assert make_stabilizer("adam_corrected").eps == 1e-8 and r"\epsilon = 10^{-8}" in prose
+    assert f"the preset's for sweeps ({laptop.sweep_steps} on a laptop)" in code
+    assert f"{laptop.sweep_count} generations a run, {laptop.sweep_steps} steps" in said
+
+
+def test_the_microscope_asks_as_many_questions_as_it_says():
+    code, prose, _ = source_and_outputs("gradient_microscope")
+    panels = re.search(r"^PANELS = \{(.*?)^\}", code, re.M | re.S)[1]
+    lenses = re.search(r"^LENSES = \{(.*?)^\}", code, re.M | re.S)[1]
+    assert len(re.findall(r'^    "\w+": \(', panels, re.M)) == 11 and "Eleven questions" in prose
+    assert len(re.findall(r'^    "[^"]+": \(', lenses, re.M)) == 6 and "## Six lenses" in prose

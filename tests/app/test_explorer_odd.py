@@ -130,6 +130,16 @@ def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
     assert Storyboard(trajectories).at(0).ndim == 3
 
 
+def test_a_long_path_does_not_hide_the_name(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from gradcheck.guidance.stabilizers import Stabilizer\nclass Mine(Stabilizer): pass\n", encoding="utf-8"
+    )
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    (long / "mine.py").write_bytes((tmp_path / "mine.py").read_bytes())
+    assert "mine.py:Mine" in words(RunSpec(stabilizer=f"{long / 'mine.py'}:Mine"))
+
+
 def test_stabilizers_of_one_name_are_told_apart(tmp_path):
     e = explore(stabilizers=("a.py:Mine", "b.py:Mine"), out=tmp_path)
     labels = [label for label, _ in e.settings["A"].stabilizer.options]
