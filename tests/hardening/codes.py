@@ -28,7 +28,6 @@ OTHER = {
     "raises at import": (MAKE, "raise RuntimeError('no such disk')"),
     "exits at import": (MAKE, "import sys\nsys.exit(3)"),
     "quits at import": (MAKE, "import os\nos.abort  # not called\nraise SystemExit"),
-    "interrupts at import": (MAKE, "raise KeyboardInterrupt"),
     "raises BaseException": (MAKE, "class E(BaseException): pass\n\n\nraise E"),
     "imports what is not there": (MAKE, "import no_such_module\n" + MAKE),
     "reads what is not there": (MAKE, "def make(): return torch.load('gone.pt')"),

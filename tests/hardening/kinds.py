@@ -199,7 +199,7 @@ KINDS = {
     "starts": Kind(SMALL, ("d", "c"), starts, SAMPLED),
     "checkpoints": Kind(RESUME, ("pics", "run", "c", "d"), checkpoints, ("run/nonrobust.safetensors",)),
     "pipelines": Kind(PIPE, ("pipe", "c"), pipelines, SAMPLED),
-    "own code": Kind(OWN, ("d", "own.py"), lambda world: codes(), SAMPLED),
+    "own code": Kind(OWN, ("d", "own.py"), lambda world: codes(), SAMPLED, printed=False),
     "pictures": Kind(LEARN, ("pics",), pictures, TRAINED),
     "picture names": Kind(LEARN, ("pics",), picture_names, TRAINED),
     "zips": Kind(CSV, ("celeba_csv",), zips, TRAINED),

@@ -9,7 +9,7 @@ from worlds import FOLDER, MODELS, copied
 
 pytestmark = pytest.mark.slow
 KILLS, MOST_TRIES = 15, 45                                 # of each command; a kill that comes too late is not counted
-TABLE = ("*.safetensors", "*.npy")                         # what is finished piece by piece
+PIECES = ("*.safetensors", "*.npy")                         # what is finished piece by piece
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Task:
     args: tuple
     parts: tuple
     again: tuple = ()
-    volatile: tuple = ()                                   # names of files that hold seconds
+    volatile: tuple = ()                                   # names of files that hold seconds or dates
 
 
 TASKS = {
@@ -27,7 +27,7 @@ TASKS = {
         ("train", "ddpm", "--preset", "smoke", *FOLDER, "--out", "out"),
         ("pics",),
         ("--resume",),
-        ("ddpm.json", "start.json", "log.jsonl", "checkpoint.safetensors"),
+        ("ddpm.json", "start.json", "log.jsonl", "checkpoint.safetensors", "000000.json"),
     ),
     "reproducing": Task(
         ("reproduce", "figure_4", "--preset", "smoke", "--out", "out"),
@@ -51,7 +51,7 @@ def bytes_of(files, task):
 
 def finished(files):
     "The pieces that are done, with their times: a piece that is computed again has another."
-    pieces = {name: path for name, path in files.items() if any(path.match(pattern) for pattern in TABLE)}
+    pieces = {name: path for name, path in files.items() if any(path.match(pattern) for pattern in PIECES)}
     return {n: (p.stat().st_mtime_ns, p.read_bytes()) for n, p in pieces.items() if n.startswith("cache/")}
 
 
