@@ -5,6 +5,7 @@ from kinds import KINDS, result_of
 from verdicts import Tally, target, verdict, written
 from worlds import copied
 
+pytest_plugins = ["fixtures"]
 pytestmark = pytest.mark.slow
 PATIENCE = 10                                              # seconds of work beyond what the healthy call takes
 FEWEST = 600

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from worlds import FOLDER, MODELS, copied
 
+pytest_plugins = ["fixtures"]
 pytestmark = pytest.mark.slow
 KILLS, MOST_TRIES = 15, 45                                 # of each command; a kill that comes too late is not counted
 PIECES = ("*.safetensors", "*.npy")                         # what is finished piece by piece

@@ -4,6 +4,7 @@ import pytest
 from verdicts import Tally, is_sentence, target, verdict, written
 from worlds import FOLDER, MODELS, SAMPLE, TRAIN, copied
 
+pytest_plugins = ["fixtures"]
 pytestmark = pytest.mark.slow
 VALUES = {
     "tiny": ("0", "1e-300"),
