@@ -17,7 +17,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from .core import write_bytes
+from .base import write_bytes
 
 # %% ../nbs/01_pictures.ipynb #7219bcb5
 def images_to_uint8(x): return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..base import FLAG, NOTHING, any_of, check_fields, either, listed, read_json, real, whole
-from ..core import UserError
+from ..base import FLAG, NOTHING, UserError, any_of, check_fields, either, listed, read_json, real, whole
 
 # %% ../../nbs/2_models/00_folders.ipynb #fcf7ba66
 HUB = re.compile(r"(?:https?://huggingface\.co/|hf://)?(\w[\w.-]*/(\w[\w.-]*))/?", re.A)
