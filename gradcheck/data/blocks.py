@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core import UserError, cache_root, make_folder, write_bytes
+from ..base import UserError, cache_root, make_folder, write_bytes
 from ..pictures import square
 
 # %% ../../nbs/1_data/00_blocks.ipynb #38917418

@@ -6,7 +6,7 @@
 __all__ = ['HUB', 'WANTED', 'PIPELINES', 'DECODERS', 'READERS', 'STEM', 'SINGLE', 'INDEX', 'PICKLES', 'OLD', 'NEW', 'FLOATS',
            'WIDTH', 'DOWN', 'UP', 'UNET', 'CONDITIONS', 'SCHEDULER', 'OLDER', 'UNREAD', 'refuse_hub_id', 'component',
            'read_part', 'refuse_other_pipelines', 'refuse_without_weights', 'weight_files', 'shards_of_index', 'modern',
-           'shapes_of', 'digest_of', 'as_meant', 'completed']
+           'is_pointer', 'shapes_of', 'digest_of', 'as_meant', 'completed']
 
 # %% ../../nbs/2_models/00_folders.ipynb #e91a8ffd
 import hashlib
@@ -16,16 +16,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..base import FLAG, NOTHING, any_of, check_fields, either, listed, read_json, real, whole
-from ..core import UserError
+from ..base import FLAG, NOTHING, UserError, any_of, check_fields, either, listed, read_json, real, whole
 
 # %% ../../nbs/2_models/00_folders.ipynb #fcf7ba66
 HUB = re.compile(r"(?:https?://huggingface\.co/|hf://)?(\w[\w.-]*/(\w[\w.-]*))/?", re.A)
 
-def refuse_hub_id(name):
-    "`UserError` with what to fetch, and how, if `name` looks like a model of a hub and is no file of ours."
+def refuse_hub_id(name, ours=()):
+    """`UserError` with what to fetch, and how, if `name` looks like a model of a hub; not for a name of a file, nor for
+    one of ours (those that begin with a folder in `ours`)."""
     match = HUB.fullmatch(str(name))
-    if not match or Path(match[2]).suffix in (".safetensors", ".py", ".json", ".pt", ".bin"): return
+    if not match or match[1].partition("/")[0] in ours: return
+    if Path(match[2]).suffix in (".safetensors", ".py", ".json", ".pt", ".bin"): return
     raise UserError(f"there is no folder {str(name)!r}, and gradcheck fetches nothing; if it is a model of the Hugging "
                     f"Face hub, run: hf download {match[1]} --local-dir data/{match[2]}, "
                     f"and give the folder data/{match[2]}.")
@@ -127,10 +128,14 @@ def _head(file):
             slices = {name: f.get_slice(name) for name in f.keys()}
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError):
-        with open(file, "rb") as f: pointer = f.read(40).startswith(b"version https://git-lfs")
-        raise UserError(f"the weights {str(file)!r} " + (
-            "are a pointer of Git LFS; run: git lfs pull." if pointer
-            else "cannot be read as safetensors; fetch them again.")) from None
+        if is_pointer(file): raise UserError(f"{str(file)!r} is a pointer of Git LFS; run: git lfs pull.") from None
+        raise UserError(f"the weights {str(file)!r} cannot be read as safetensors; fetch them again.") from None
+
+def is_pointer(file):
+    "Is a file what Git LFS leaves where nobody fetched the weights?"
+    try:
+        with open(file, "rb") as f: return f.read(40).startswith(b"version https://git-lfs")
+    except OSError: return False
 
 # %% ../../nbs/2_models/00_folders.ipynb #442449fe
 def shapes_of(files):

@@ -382,6 +382,18 @@ def test_a_model_of_a_hub_is_not_fetched_but_said(name):
 def test_other_names_are_none_of_a_hub(name): refuse_hub_id(name)
 
 
+def test_a_slip_in_a_name_of_ours_is_none_of_a_hub():
+    refuse_hub_id("laptop/dpm", ["laptop", "paper"])
+    with pytest.raises(UserError, match="hf download"): refuse_hub_id("laptop/dpm")
+
+
+def test_weights_that_may_not_be_read_are_a_sentence(tmp_path, monkeypatch):
+    def refused(*_, **__): raise PermissionError("Permission denied")
+    folder = pipeline(tmp_path)
+    monkeypatch.setattr("gradcheck.models.folders.safe_open", refused)
+    with pytest.raises(UserError, match="cannot be read as safetensors"): pipeline_card(folder)
+
+
 # --- keys --------------------------------------------------------------------------------------------
 
 def changed_index(folder):
