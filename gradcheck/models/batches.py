@@ -27,7 +27,7 @@ def fill_tiles(n, device="cpu", tile=TILE):
     a copy."""
     return torch.arange(-(-n // tile) * tile, device=device) % n if n % tile else slice(None)
 
-# %% ../../nbs/2_models/05_batches.ipynb #6f128d00
+# %% ../../nbs/2_models/05_batches.ipynb #97abea19
 RAN_OUT = ("DefaultCPUAllocator", "CUDA out of memory", "could not create a primitive")
 
 def out_of_memory(error):
@@ -42,7 +42,7 @@ def attempt(work, part):
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise
 
-# %% ../../nbs/2_models/05_batches.ipynb #97abea19
+# %% ../../nbs/2_models/05_batches.ipynb #6f128d00
 class MicroBatch:
     """How many images go through the networks together, filled up to multiples of `tile`. Where memory runs out, it is
     halved for good, and says so."""
