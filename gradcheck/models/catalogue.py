@@ -21,6 +21,7 @@ from ..functions import call_function, is_function, source_digest, told
 from .batches import out_of_memory
 from .cards import WEIGHTS, resolve
 from .checkpoints import CLASSIFIERS, check_finite, load_classifier, load_denoiser, load_start, read_card
+from .folders import refuse_hub_id
 from .foreign import foreign_card, load_foreign_classifier
 from .interop import load_pipeline, pipeline_card
 from .networks import fold_norms, freeze
@@ -141,12 +142,13 @@ def _read(read, path, *watched):
 def denoiser_card(name):
     "A denoiser's card, with its `shape` (C, H, W) and `diffusion`; `UserError` for a name that is none."
     folder = located(name)
-    if folder.is_dir(): return _read(pipeline_card, folder, *sorted(folder.glob("*.json")), *sorted(folder.glob("*/*")))
+    if folder.is_dir(): return _read(pipeline_card, folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
     if is_function(name):
         raise UserError(
             f"the denoiser {str(name)!r} looks like a function; give a .safetensors file with its card, or a pipeline "
             "folder of diffusers."
         )
+    if not str(name).endswith(".safetensors"): refuse_hub_id(name, [p.name for p in WEIGHTS.iterdir()])
     card = read_card(name, "UNet")
     c = card["config"]
     return card | dict(shape=(c.get("channels", 3), c.get("size", 64), c.get("size", 64)))

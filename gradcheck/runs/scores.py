@@ -50,6 +50,7 @@ def label_of(real, target):
 
 def _features(extract, data, count, label, batch=1000):
     count = min(count, len(data))
+    batch = min(batch, max(2**24 // (3 * data.canvas**2), 1))              # 64 MB of pixels at a time
     batches = (data.batch(range(a, min(a + batch, count))) for a in range(0, count, batch))
     features, labels = (torch.cat(parts) for parts in zip(*((extract(x), y) for x, y in batches)))
     return {"all": features, "target": features[labels == label]}
