@@ -97,7 +97,8 @@ def image_generators(seed, indices):
 
     Seed and indices are whole numbers from 0 to 2**63 - 1; no two pairs (seed, image) share a stream. Raises
     `UserError` for others."""
-    seed, images = _whole(seed, "seed"), [_whole(i, "number of an image") for i in indices]
+    seed = _whole(seed, "seed")
+    images = [_whole(i, "number of an image") for i in indices]
     return [(_few if seed < FEW_SEEDS and i < FEW_IMAGES else _many)(seed, i) for i in images]
 
 # %% ../nbs/00_core.ipynb #b537892f

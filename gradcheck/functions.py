@@ -28,7 +28,9 @@ def is_function(name):
 def _at_work(module):
     """Inside, the working directory is the command's, and FILE.py can import what lies beside it, as with `python
     FILE.py`."""
-    here, path, written = Path.cwd(), list(sys.path), sys.dont_write_bytecode
+    here = Path.cwd()
+    path = list(sys.path)
+    written = sys.dont_write_bytecode
     if module.endswith(".py"): sys.path.insert(0, str(Path(module).resolve().parent))
     sys.dont_write_bytecode = True                                         # an edit within the same second counts
     try:
@@ -76,7 +78,8 @@ def sources(name):
     that it imports, transitively."""
     file, module = file_of(name).resolve(), str(name).rpartition(":")[0]
     own = "" if module.endswith(".py") else module
-    files, waiting = {"": file}, [(file, own if file.stem == "__init__" else own.rpartition(".")[0])]
+    files = {"": file}
+    waiting = [(file, own if file.stem == "__init__" else own.rpartition(".")[0])]
     while waiting:
         path, package = waiting.pop()
         try: imported = set(_imports(path.read_bytes(), package)) if path.suffix == ".py" else set()

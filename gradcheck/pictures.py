@@ -31,7 +31,8 @@ def image_grid(samples, columns=8, pad=1, scale=2):
     rows = -(-n // columns)
     canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 200, np.uint8)
     for k, image in enumerate(samples.permute(0, 2, 3, 1).numpy()):
-        y, x = (k // columns) * (h + pad) + pad, (k % columns) * (w + pad) + pad
+        y = (k // columns) * (h + pad) + pad
+        x = (k % columns) * (w + pad) + pad
         canvas[y:y + h, x:x + w] = image
     return canvas.repeat(scale, 0).repeat(scale, 1)
 
@@ -94,12 +95,14 @@ def _without_text(data):
 # %% ../nbs/01_pictures.ipynb #ca492eb0
 def _smaller(image, size):
     "A huge picture as RGB, reduced by a whole factor, strip by strip, to no less than four times `size`."
-    (w, h), k = image.size, max(1, min(image.size) // (4 * size))
+    (w, h) = image.size
+    k = max(1, min(image.size) // (4 * size))
     out = Image.new("RGB", (w // k, h // k))
     rows = k * max(1, 2**22 // (k * w))
     for y in range(0, h // k * k, rows):
         strip = image.crop((0, y, w // k * k, min(y + rows, h // k * k)))
-        strip.info, strip.format = image.info, image.format
+        strip.info = image.info
+        strip.format = image.format
         out.paste(on_white(strip).reduce(k), (0, y // k))
     return out
 
@@ -107,7 +110,8 @@ def _smaller(image, size):
 @contextlib.contextmanager
 def large_allowed():
     "Pillow's own limit on pixels, which a page of bits exceeds, gives way to one on bytes."
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
     try: yield
     finally: Image.MAX_IMAGE_PIXELS = limit
 
@@ -150,7 +154,8 @@ TURNS = {   # what a camera notes -> what undoes it
 
 def _upright(image, size):
     "An opened picture as RGB, upright, smaller if it is huge."
-    pixels, turn = image.size[0] * image.size[1], None
+    pixels = image.size[0] * image.size[1]
+    turn = None
     if pixels * (1 if image.mode in ("1", "L", "P") else 4) > MOST_BYTES: raise OSError("too large")
     with quiet(libtiff=image.format == "TIFF"): image.load()
     # a damaged note is no reason to refuse
@@ -172,6 +177,7 @@ def square(data, size):
     """The central square of a picture file's bytes as uint8 (size, size, 3). Raises OSError if it is not a whole
     picture."""
     image = read_picture(data, size)
-    (w, h), s = image.size, min(image.size)
+    (w, h) = image.size
+    s = min(image.size)
     box = ((w - s) / 2, (h - s) / 2, (w + s) / 2, (h + s) / 2)
     return np.asarray(image.resize((size, size), Image.LANCZOS, box=box))

@@ -28,7 +28,11 @@ STYLE_SHEET = str(HTML.style(package_file("screen.css")))
 COPY = HTML.copy(str(package_file("copy.js")))
 
 # %% ../../nbs/6_app/02_display.ipynb #e3b42c8e
-X, Y, WIDE, HIGH = 34, 22, 330, 118      # the chart's corner and size, in the units of its view box
+# the chart's corner and size, in the units of its view box
+X = 34
+Y = 22
+WIDE = 330
+HIGH = 118
 VIEW = dict(x=X, y=Y, wide=WIDE, high=HIGH, width=X + WIDE + 14, height=Y + HIGH + 20)
 
 def path(xs, ys):

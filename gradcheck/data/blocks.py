@@ -62,7 +62,9 @@ def write_note(path, note): write_bytes(path.with_suffix(".json"), json.dumps(no
 
 def make_block(path, names, size, source, bar=None):
     "Resize pictures and write their block; returns the names of those that cannot be read, and then writes nothing."
-    stat, block, damaged = source.stat(names), np.empty((len(names), size, size, 3), np.uint8), []
+    stat = source.stat(names)
+    block = np.empty((len(names), size, size, 3), np.uint8)
+    damaged = []
     for row, name in zip(block, names):
         try: row[...] = square(source.data(name), size)
         except OSError: damaged.append(name)
@@ -102,9 +104,13 @@ OPEN = 32
 class Blocks:
     "Resized pictures in blocks of `length` on disk, memory-mapped and verified."
     def __init__(self, folder, files, size, reader):
-        self.folder, self.files, self.size, self.reader = folder, files, size, reader
+        self.folder = folder
+        self.files = files
+        self.size = size
+        self.reader = reader
         self.length = max(1, BLOCK * 64**2 // max(size, 64)**2)
-        self.maps, self.verified = {}, set()
+        self.maps = {}
+        self.verified = set()
 
     def names(self, k): return self.files[k * self.length:(k + 1) * self.length]
     def path(self, k): return self.folder / f"{k * self.length:06d}.npy"

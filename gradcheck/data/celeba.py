@@ -52,7 +52,8 @@ def read_attributes(root):
     if len(lines) < 2:
         raise UserError(f"CelebA: {file} has no lines with the count and the attributes; fetch it again.")
     header = 0 if "," in lines[0] else 1
-    names, rows = _words(lines[header]), [_words(row) for row in lines[header + 1:] if row.strip()]
+    names = _words(lines[header])
+    rows = [_words(row) for row in lines[header + 1:] if row.strip()]
     if header == 0 or (names and names[0] == "image_id"): names = names[1:]
     count = lines[0].strip()
     if header and (not count.isdigit() or int(count) != len(rows)):
@@ -93,7 +94,8 @@ def opened_zip(path):
 class Pictures(Files):
     """The pictures of img_align_celeba/, or of img_align_celeba.zip; `UserError` if neither is there, or has not the
     picture `first`."""
-    what, todo = "CelebA: the picture", "unpack img_align_celeba.zip again, or replace"
+    what = "CelebA: the picture"
+    todo = "unpack img_align_celeba.zip again, or replace"
 
     def __init__(self, root, first="000001.jpg"):
         folders, archives = places_of_pictures(root)
@@ -102,7 +104,8 @@ class Pictures(Files):
         self.zip = next((path for path in archives if path.is_file()), None)
         if not there and self.zip is None:
             raise UserError(f"CelebA: there is neither {str(folders[0])!r} nor {str(archives[0])!r}; {WANTED}.")
-        self.archive, self.root = None, (filled or there or [None])[0]
+        self.archive = None
+        self.root = (filled or there or [None])[0]
         if not filled and self.zip: self.archive, self.members = opened_zip(self.zip)
 
     def path(self, name): return self.zip if self.archive else self.root / name
@@ -153,8 +156,10 @@ class CelebA(Faces):
         names, images, values = read_attributes(root)
         index = int(attribute) if str(attribute).isdigit() else names.index(choose("attribute", attribute, names))
         if index >= len(names): raise UserError(f"CelebA has attributes 0 to {len(names) - 1}; {index} was given.")
-        self.attribute, self.canvas = names[index], size
-        self.split_of, self.targets = read_partition(root, images), values[:, index].astype(np.int64)
+        self.attribute = names[index]
+        self.canvas = size
+        self.split_of = read_partition(root, images)
+        self.targets = values[:, index].astype(np.int64)
         self.files = images
         self.blocks = prepare("CelebA", root, images, size, lambda: Pictures(root, images[0]), cache)
         self.indices = self.in_mixed_order(self.of_split(split))

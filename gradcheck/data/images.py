@@ -70,7 +70,8 @@ def mixed_order(targets, names):
 def held_out(targets, names):
     """Which pictures are held out, bool (N,): about one in ten, by the hash of its name, of each class at least one
     and not all."""
-    held, targets = np.array([_hash(name) % 10 == 0 for name in names]), np.asarray(targets)
+    held = np.array([_hash(name) % 10 == 0 for name in names])
+    targets = np.asarray(targets)
     for c in np.unique(targets):
         inside = sorted(np.flatnonzero(targets == c), key=lambda k: _hash(names[k]))
         if not held[inside].any(): held[inside[0]] = True
@@ -157,7 +158,8 @@ class ImageFolder(Prepared):
     Raises `UserError` for fewer than two classes, a class of fewer than two pictures (one is held out), or damaged
     pictures."""
     def __init__(self, root, size=64, cache=None):
-        self.root, self.canvas = Path(root), size
+        self.root = Path(root)
+        self.canvas = size
         found = classes_in(root)
         refuse_few(root, found)
         self.label_names = tuple(os.fsencode(name).decode("utf-8", "replace") for name in found)

@@ -58,7 +58,8 @@ def cosine_in_random_order(gradients, stabilizer, seed, images):
         [torch.randperm(len(gradients), generator=g) for g in image_generators(seed + 1, images[:m])], 1
     )
     outputs = (stabilizer(torch.stack([gradients[k][i] for i, k in enumerate(order)])) for order in orders.tolist())
-    out, previous = torch.full((len(gradients), len(images)), torch.nan), next(outputs)
+    out = torch.full((len(gradients), len(images)), torch.nan)
+    previous = next(outputs)
     for row, output in zip(out[1:], outputs):
         row[:m] = cosine(output, previous).cpu()
         previous = output

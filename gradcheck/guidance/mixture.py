@@ -122,7 +122,8 @@ class ExactClassifier(nn.Module):
     "Points (N, 2, 1, 1) to the logits log p(x_t, y), (N, C), for a single `abar`; 1 is the non-robust classifier."
     def __init__(self, mixture, abar=1.0):
         super().__init__()
-        self.mixture, self.abar = mixture, abar
+        self.mixture = mixture
+        self.abar = abar
 
     def forward(self, x): return self.mixture.class_logits(x.flatten(1), self.abar)
 

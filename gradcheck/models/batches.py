@@ -98,7 +98,9 @@ class LiveBytes(TorchDispatchMode):
     "Inside, `peak` is the largest number of bytes of tensors made here that were alive together."
     def __init__(self):
         super().__init__()
-        self.alive, self.live, self.peak = {}, 0, 0
+        self.alive = {}
+        self.live = 0
+        self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))

@@ -27,7 +27,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, c, squeezed):
         super().__init__()
-        self.fc1, self.fc2 = nn.Conv2d(c, squeezed, 1), nn.Conv2d(squeezed, c, 1)
+        self.fc1 = nn.Conv2d(c, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, c, 1)
 
     def forward(self, x):
         means = x.sum((2, 3)) / x[0, 0].numel()          # dividing (N, C), not (N, C, H, W), forward and backward
@@ -84,7 +85,8 @@ class MobileNetV3Small(nn.Module):
 
     def __init__(self, classes=4, size=None, dropout=0.2):
         super().__init__()
-        self.classes, self.size = classes, size
+        self.classes = classes
+        self.size = size
         self.features = nn.Sequential(
             conv_norm(3, 16, 3, 2), *(InvertedResidual(*row) for row in SMALL), conv_norm(96, 576, 1)
         )
@@ -118,7 +120,9 @@ class ResNet(nn.Module):
 
     def __init__(self, classes=4, size=None, widths=(24, 48, 96, 192, 192)):
         super().__init__()
-        self.classes, self.size, self.widths = classes, size, tuple(widths)
+        self.classes = classes
+        self.size = size
+        self.widths = tuple(widths)
         self.features = nn.Sequential(*(ResidualBlock(c_in, c, 2) for c_in, c in zip((3, *widths), widths)))
         self.classifier = RowLinear(widths[-1], classes)
         for m in self.modules():

@@ -64,7 +64,9 @@ def read_unet(folder):
 
 def contradictions(said):
     "(field, what it contradicts) of a U-Net's configuration."
-    widths, groups, head = said["block_out_channels"], said["norm_num_groups"], said["attention_head_dim"]
+    widths = said["block_out_channels"]
+    groups = said["norm_num_groups"]
+    head = said["attention_head_dim"]
     levels, sizes = len(widths), said["sample_size"]
     for field in ("down_block_types", "up_block_types"):
         if len(said[field]) != levels: yield field, f"but block_out_channels has {levels} levels"
@@ -175,7 +177,10 @@ class PipelineDenoiser(nn.Module):
     Raises `UserError` for images of another shape."""
     def __init__(self, unet, prediction, shape, patch=1):
         super().__init__()
-        self.unet, self.prediction, self.shape, self.patch = unet, prediction, tuple(shape), patch
+        self.unet = unet
+        self.prediction = prediction
+        self.shape = tuple(shape)
+        self.patch = patch
 
     def set_checkpointing(self, on):
         if on: self.unet.enable_gradient_checkpointing()

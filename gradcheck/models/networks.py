@@ -32,7 +32,8 @@ def fold_norms(model):
     in place (inference only); returns the model."""
     for block in model.modules():
         if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
-            block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+            block[0] = fuse_conv_bn_eval(block[0], block[1])
+            block[1] = nn.Identity()
         if getattr(block, "in_double", False): block.double()      # what `row_linear` computes with
     return model
 

@@ -22,8 +22,10 @@ class ResnetBlock2D(nn.Module):
     "GroupNorm, SiLU, conv, twice, with the time embedding added in between (Ho et al. 2020, appendix B)."
     def __init__(self, c_in, c_out, c_time, groups):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, c_in, eps=1e-5), nn.GroupNorm(groups, c_out, eps=1e-5)
-        self.conv1, self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-5)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-5)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.time_emb_proj = RowLinear(c_time, c_out)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -39,7 +41,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = c // head_dim
         self.group_norm = nn.GroupNorm(groups, c, eps=1e-5)
-        self.to_q, self.to_k, self.to_v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
+        self.to_q = nn.Linear(c, c)
+        self.to_k = nn.Linear(c, c)
+        self.to_v = nn.Linear(c, c)
         self.to_out = nn.ModuleList([nn.Linear(c, c)])
 
     def forward(self, x):                                         # (N, C, H, W)
@@ -54,7 +58,8 @@ class Resample(nn.Module):
     "Halve (strided convolution) or double (nearest neighbour, then convolution) the resolution."
     def __init__(self, c, up):
         super().__init__()
-        self.up, self.conv = up, nn.Conv2d(c, c, 3, stride=1 if up else 2, padding=1)
+        self.up = up
+        self.conv = nn.Conv2d(c, c, 3, stride=1 if up else 2, padding=1)
 
     def forward(self, x): return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else x)
 
@@ -149,7 +154,8 @@ class TimeEmbedding(nn.Module):
     "Two linear layers on top of `sinusoids`."
     def __init__(self, c, c_time):
         super().__init__()
-        self.linear_1, self.linear_2 = RowLinear(c, c_time), RowLinear(c_time, c_time)
+        self.linear_1 = RowLinear(c, c_time)
+        self.linear_2 = RowLinear(c_time, c_time)
 
     def forward(self, x): return self.linear_2(F.silu(self.linear_1(x)))
 
@@ -161,9 +167,12 @@ def down_channels(config):
 
 def up_channels(config):
     "(in, out) of each block on the way up, per level from the lowest resolution."
-    w, last, levels = config.widths, len(config.widths) - 1, []
+    w = config.widths
+    last = len(config.widths) - 1
+    levels = []
     for i, c in reversed(list(enumerate(w))):
-        below, kept = [w[min(i + 1, last)]] + [c] * config.layers, [c] * config.layers + [w[max(i - 1, 0)]]
+        below = [w[min(i + 1, last)]] + [c] * config.layers
+        kept = [c] * config.layers + [w[max(i - 1, 0)]]
         levels.append([(a + b, c) for a, b in zip(below, kept)])
     return levels
 
@@ -173,7 +182,8 @@ class Parts(nn.Module):
     def __init__(self, config=LAPTOP):
         super().__init__()
         choose("prediction", config.prediction, PREDICTIONS)
-        self.config, self.prediction = config, config.prediction
+        self.config = config
+        self.prediction = config.prediction
         w = config.widths
         c_io = config.channels * config.patch**2
         c_time = 4 * w[0]

@@ -31,7 +31,8 @@ def recognition_of(preset):
     p, device = get_preset(preset), pick_device()
     diffusion = spec_for(p, list(p.classifiers)[-1], "plain").diffusion
     classifiers = {role: open_classifier(name, device) for role, name in p.classifiers.items()}
-    denoiser, data = open_denoiser(p.denoiser, device), p.reference.open().held_out
+    denoiser = open_denoiser(p.denoiser, device)
+    data = p.reference.open().held_out
     return recognition(classifiers, diffusion, data, denoiser, count=p.recognised, device=device)
 
 # %% ../../nbs/5_paper/07_claims.ipynb #593f1f9d

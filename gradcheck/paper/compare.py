@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..base import read_json
 from ..core import UserError, located, project_root, write_bytes
 from .figures import FIGURES
 from ..runs.records import HERE, against, images_of, in_brief, interval, machine_of, models_of, read_claims
-from ..runs.records import read_json, read_numbers, read_sidecar, setting_of
+from ..runs.records import read_numbers, read_sidecar, setting_of
 
 # %% ../../nbs/5_paper/13_compare.ipynb #76c8624a
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def read_reference(folder):
 # %% ../../nbs/5_paper/13_compare.ipynb #864fff64
 def check_comparable(figure, sidecar, known, results):
     "`UserError` unless a figure was made by the models and in the setting of its reference."
-    here, there = setting_of(sidecar), tuple(tuple(pair) for pair in known["setting"])
+    here = setting_of(sidecar)
+    there = tuple(tuple(pair) for pair in known["setting"])
     which = f"{figure} in {str(results)!r} was made"
     if here != there:
         words = f"under {in_brief(here)}, its reference under {in_brief(there)}"

@@ -37,11 +37,9 @@ class Figure:
     adam: bool = False         # a stabilizer of yours can take ADAM's place
     own: bool = False          # made by default for models of your own
 
-CAPTION, OURS, T400 = (
-    "content and colours: the paper's caption",
-    "our reading: the paper's caption is not known here",
-    "64 generations, T = 400",
-)
+CAPTION = "content and colours: the paper's caption"
+OURS = "our reading: the paper's caption is not known here"
+T400 = "64 generations, T = 400"
 
 FIGURES = {
     "figure_1": Figure(
@@ -224,7 +222,8 @@ def uncalibrated(figure, preset, **changes):
 def figure_runs(figure, preset, engine=None, **changes):
     """label -> `RunResult` of each run of a figure, from the cache, or computed by an engine (`Local` by default): all
     pilots first, then all runs."""
-    p, pilots = get_preset(preset), uncalibrated(figure, preset, **changes)
+    p = get_preset(preset)
+    pilots = uncalibrated(figure, preset, **changes)
     energy = ENERGY * p.energy_unit
     calibrate(pilots, energy, engine)
     specs = figure_specs(figure, p, partial(matched_scales, energy=energy, engine=engine), **changes)

@@ -31,7 +31,9 @@ from ..runs.specs import PROBE
 def seconds_per_image_step(spec, images, device, steps=4, patience=8.0):
     """The median of `steps` measured sampling steps of a few images of a run, after one to warm up; of fewer once
     `patience` seconds are over."""
-    stream, measured, begun = steps_of(spec, range(images), device), [], time.perf_counter()
+    stream = steps_of(spec, range(images), device)
+    measured = []
+    begun = time.perf_counter()
     for step in stream:
         if str(device).startswith("cuda"): torch.cuda.synchronize(device)
         measured.append(time.perf_counter() - begun - sum(measured))
@@ -63,7 +65,11 @@ def plan(figures, preset, device="auto", **changes):
     compute, and seconds of sampling estimated from a few measured steps.
 
     Raises `UserError` as `figure_specs` does. Nothing is written."""
-    device, cache, seconds, seen, rows = pick_device(device), cache_folder(), {}, set(), []
+    device = pick_device(device)
+    cache = cache_folder()
+    seconds = {}
+    seen = set()
+    rows = []
     few = get_preset(preset).chunk if device != "cpu" or get_preset(preset).chunk <= 32 else TILE
     for figure in figures:
         new = {

@@ -58,7 +58,8 @@ def cosine_table(runs, name="cosine"):
     for label, r in runs.items():
         c = r.trace[name][1:].numpy()                                       # the first step has no predecessor
         with np.errstate(all="ignore"):
-            n, mean = np.isfinite(c).sum(1), np.nansum(c, 1) / np.isfinite(c).sum(1)
+            n = np.isfinite(c).sum(1)
+            mean = np.nansum(c, 1) / np.isfinite(c).sum(1)
             std = np.sqrt(np.nansum((c - mean[:, None]) ** 2, 1) / n)
         tables.append(pd.DataFrame({"curve": label, "t": r.times[1:], "mean": mean, "std": std, "images": n}))
     return pd.concat(tables, ignore_index=True)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 
+from ..base import read_json
 from ..core import UserError, choose, command_folder, make_folder, project_root, write_bytes
 from .compare import compare, reference_folder
 from .figures import FIGURES, PRESET_PARAMETERS, SPEC_PARAMETERS, figure_runs, figure_specs
@@ -25,7 +26,7 @@ from .page import claims_text, write_page
 from .plots import LARGEST, committed, notebook_text
 from .presets import get_preset
 from .settings import folder_of, preset_for, setting_of, spec_for
-from ..runs.records import read_claims, read_json
+from ..runs.records import read_claims
 from ..runs.runs import cache_folder
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #44aae9fb

@@ -54,7 +54,9 @@ def recognition(classifiers, ddpm, data, denoiser=None, times=None, count=2000, 
     another order); the first `count` images of `data` are used, or all; `times` are those of `times_of` by default; a
     progress bar."""
     if count < 1: raise UserError(f"{count} images were asked for; give a count of at least 1.")
-    rows, true, count = [], true_classes(data, classes), min(count, len(data))
+    rows = []
+    true = true_classes(data, classes)
+    count = min(count, len(data))
     for start in tqdm(range(0, count, batch), desc="recognition", unit="batch"):
         images = range(start, min(start + batch, count))
         x0, labels = data.batch(images)

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'FIELDS', 'RUN_FIELDS', 'VERDICTS', 'EFFECT', 'CLAIM_COLUMNS', 'ROLES_OF_A_RUN', 'USUAL', 'NO_SETTING',
-           'TOLERANCE', 'SHARES', 'SPREADS', 'KEYS', 'HERE', 'read_whole', 'read_json', 'read_sidecar', 'read_numbers',
+           'TOLERANCE', 'SHARES', 'SPREADS', 'KEYS', 'HERE', 'read_whole', 'read_sidecar', 'read_numbers',
            'read_claims', 'models_of', 'machine_of', 'images_of', 'setting_of', 'in_brief', 'is_spread', 'spread_of',
            'bounds', 'interval', 'keyed', 'matched', 'outside', 'same', 'against']
 
 # %% ../../nbs/4_runs/09_records.ipynb #44134168
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..base import read_json
 from ..core import UserError
 
 # %% ../../nbs/4_runs/09_records.ipynb #7758eeb4
@@ -29,14 +29,6 @@ def read_whole(path, todo):
         return path.read_text(encoding="utf-8")
     except FileNotFoundError: raise UserError(f"{str(path)!r} is missing; {todo}.") from None
     except (OSError, UnicodeDecodeError): raise UserError(f"{str(path)!r} is torn or no text; {todo}.") from None
-
-def read_json(path, what, todo):
-    "The object in a JSON file, a dict; `UserError` for a file that is no such thing: `what` it is, and what `todo`."
-    try: known = json.loads(read_whole(path, todo))
-    except UserError: raise
-    except (ValueError, RecursionError): known = None
-    if isinstance(known, dict): return known
-    raise UserError(f"{what} {str(path)!r} is empty, torn or of something else; {todo}.")
 
 # %% ../../nbs/4_runs/09_records.ipynb #337b0953
 FIELDS = {   # field of a sidecar -> what it must be

@@ -142,7 +142,8 @@ def picture_of(spec, x):
 
 def probabilities_of(spec, samples, device):
     "guide, judge -> class probabilities (N, classes) of uint8 images."
-    images, (_, classifier, judge) = uint8_to_images(samples), models(spec, device)
+    images = uint8_to_images(samples)
+    (_, classifier, judge) = models(spec, device)
     return {k: class_probabilities(judgement(m, images)).cpu() for k, m in (("guide", classifier), ("judge", judge))}
 
 # %% ../../nbs/4_runs/02_runs.ipynb #87faf38e
@@ -154,7 +155,9 @@ def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
     Raises `UserError` if a gradient or a picture is not finite."""
     device = pick_device(machine.device)
     micro_batch = micro_batch or micro_batch_of(spec, len(images), machine)
-    rows, times, gradients = [], [], []
+    rows = []
+    times = []
+    gradients = []
     for step, row in measure(steps_of(spec, images, device, micro_batch)):
         rows.append(row)
         times.append(step.t)
@@ -196,7 +199,8 @@ def bytes_of(spec):
 
 def check_room(specs):
     "`UserError` unless the results of some settings fit into this machine's memory."
-    needed, there = sum(map(bytes_of, specs)), psutil.virtual_memory().total
+    needed = sum(map(bytes_of, specs))
+    there = psutil.virtual_memory().total
     if needed > there:
         raise UserError(
             f"{sum(s.count for s in specs):,} images with their curves need {needed / 1e9:,.0f} GB of memory, this "

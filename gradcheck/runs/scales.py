@@ -55,7 +55,8 @@ def interpolate_scales(scales, energies, wanted):
     """Scales (three significant digits) for the `wanted` energies (finite, above 0), from pilots' scales (ascending)
     and their energies; a pilot below its predecessor, or without energy, counts as no more than it."""
     check_energies(wanted)
-    log_s, x = np.log(np.asarray(scales, float)), np.log(np.asarray(wanted, float))
+    log_s = np.log(np.asarray(scales, float))
+    x = np.log(np.asarray(wanted, float))
     log_e = np.maximum.accumulate(np.log(np.maximum(energies, 1e-9))) + 1e-6 * np.arange(len(energies))
     slopes = np.clip(np.diff(log_s) / np.diff(log_e), 0.2, 5)  # beyond the pilots
     below = slopes[0] * np.minimum(x - log_e[0], 0)

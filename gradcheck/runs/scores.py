@@ -69,7 +69,9 @@ def references(real, target, device="cpu"):
     """extractor name -> `Reference` from `Real` training images and half as many held-out ones, for a target class.
 
     `UserError` if the data have other classes, or too few images of this one."""
-    data, label, out = real.open(), label_of(real, target), {}
+    data = real.open()
+    label = label_of(real, target)
+    out = {}
     for name, extract in extractors(real.judge, device).items():
         seen = _features(extract, data, real.count, label)
         check_enough(real, data.label_names[label], seen)
@@ -178,7 +180,8 @@ def real_floor(real, target, count, draws=4):
     if count < 1: raise UserError(f"a floor of {count} images was asked for; give a count of at least 1.")
     rows = []
     for name, reference in references(real, target).items():
-        held, n = reference.held_out, len(reference.held_out["target"])
+        held = reference.held_out
+        n = len(reference.held_out["target"])
         # the first `count` serve precision and recall
         for k in range(max(min(draws, n // count - 1), 1)):
             rolled = {kind: f.roll(-(k + 1) * count, 0)[:count] for kind, f in held.items()}

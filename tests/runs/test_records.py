@@ -10,7 +10,8 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.paper.settings import spec_for
-from gradcheck.runs.records import read_claims, read_json, read_numbers, read_sidecar
+from gradcheck.base import read_json
+from gradcheck.runs.records import read_claims, read_numbers, read_sidecar
 from gradcheck.runs.runs import chunk_path, chunks_of, read_chunk, write_chunk
 
 SPEC = spec_for("smoke", "nonrobust", "plain", count=2)
