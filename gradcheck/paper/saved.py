@@ -45,6 +45,7 @@ def processor():
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
 
+# %% ../../nbs/5_paper/10_saved.ipynb #82d85f13
 def provenance():
     "Git revision and state, library versions, and the machine: its device, its CPU, and the instructions torch uses."
     return dict(
@@ -79,6 +80,7 @@ def sidecar_of(name, preset, specs, parameters, seconds, **chosen):
         **provenance(),
     )
 
+# %% ../../nbs/5_paper/10_saved.ipynb #707f1442
 def model_digests(preset):
     "name -> the first 16 digits of the SHA-256 of each model of a preset."
     cards = {preset.denoiser: denoiser_card(preset.denoiser)}
@@ -94,10 +96,8 @@ def names_set_in(cell):
     "The names that a cell of assignments sets."
     try: statements = ast.parse(cell).body
     except SyntaxError: return []
-    return [
-        t.id for node in statements if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
-    ]
-
+    targets = [t for node in statements if isinstance(node, ast.Assign) for t in node.targets]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 def refuse_unknown(history):
     "`UserError` for a parameter that papermill set and the notebook does not have; `history` are the cells that ran."
