@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'git', 'installed', 'processor', 'provenance', 'sidecar_of', 'model_digests', 'names_set_in',
-           'refuse_unknown', 'OpenFigure', 'identity', 'open_figure']
+           'refuse_unknown', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
 import ast
@@ -105,6 +105,14 @@ def refuse_unknown(history):
     for cell in history:
         for name in names_set_in(cell) if cell.startswith("# Parameters") else (): choose("parameter", name, own)
 
+# %% ../../nbs/5_paper/10_saved.ipynb #ca9e2cfa
+def write_figure(path, fig, table, sidecar, dpi):
+    "PNG, PDF, CSV and sidecar of a figure under `path`, the name of which has no suffix yet; the sidecar comes last."
+    for suffix in ("png", "pdf"): write_bytes(f"{path}.{suffix}", figure_bytes(fig, suffix, dpi))
+    write_bytes(f"{path}.csv", table.to_csv(index=False).encode("utf-8"))
+    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(f"{path}.json", text.encode("utf-8", "backslashreplace"))
+
 # %% ../../nbs/5_paper/10_saved.ipynb #35872bbd
 @dataclass(repr=False)
 class OpenFigure:
@@ -133,12 +141,9 @@ class OpenFigure:
         """Write PNG, PDF, CSV and sidecar into the setting's folder, and return that folder. `specs` are those of the
         runs by label where they are not `runs`; what the notebook has `chosen` itself stands in the sidecar."""
         specs = {label: run.spec for label, run in self.runs.items()} if specs is None else specs
-        for suffix in ("png", "pdf"): write_bytes(self.folder / f"{self.name}.{suffix}", figure_bytes(fig, suffix, dpi))
-        write_bytes(self.folder / f"{self.name}.csv", table.to_csv(index=False).encode())
         seconds = time.time() - self.started
         sidecar = sidecar_of(self.name, self.preset, specs, self.parameters, seconds, **chosen)
-        text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
-        write_bytes(self.folder / f"{self.name}.json", text.encode())
+        write_figure(self.folder / self.name, fig, table, sidecar, dpi)
         return self.folder
 
 # %% ../../nbs/5_paper/10_saved.ipynb #7168666a
