@@ -146,6 +146,7 @@ ALONG_ENERGY = [
     for v, name in TECHNIQUES.items()
 ]
 
+# %% ../../nbs/5_paper/07_claims.ipynb #510db310
 AT_ONE_ENERGY = [
     Claim(
         text=f"{name} raises the target probability with the non-robust classifier, T = 400",
@@ -235,4 +236,5 @@ ROBUST = of_kind("Robust and non-robust classifier", [
     ),
 ])
 
+# %% ../../nbs/5_paper/07_claims.ipynb #f06e4e94
 CLAIMS = (*SIMILARITY, *PROBABILITY, *QUALITY, *ROBUST)

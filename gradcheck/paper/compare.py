@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'ABSENT', 'OUTCOMES', 'Made', 'made_in', 'table_in', 'preset_of', 'thinned', 'reference_folder',
-           'write_reference', 'read_reference', 'check_comparable', 'compared_claims', 'claim_lines', 'Comparison',
-           'figure_row', 'compare']
+           'write_reference', 'read_reference', 'check_comparable', 'compared_claims', 'claim_lines', 'tally',
+           'machine_lines', 'figure_lines', 'Comparison', 'figure_row', 'compare']
 
 # %% ../../nbs/5_paper/13_compare.ipynb #f7d64467
 import json
@@ -43,6 +43,7 @@ def made_in(results):
         raise UserError(f"{str(results)!r} mixes settings ({mixed}); keep each in a folder of its own.")
     return made
 
+# %% ../../nbs/5_paper/13_compare.ipynb #49f7de89
 def table_in(folder, figure):
     "The numbers of a figure in a folder; those of the claims need a verdict in each row."
     return (read_claims if figure == "claims" else read_numbers)(folder / f"{figure}.csv")
@@ -80,6 +81,7 @@ def write_reference(results, reference=None):
     write_bytes(folder / "reference.json", (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
     return folder
 
+# %% ../../nbs/5_paper/13_compare.ipynb #a905bf1a
 def read_reference(folder):
     "(known, tables) by figure: the entries of reference.json, and the numbers; `UserError` if absent or damaged."
     path = folder / "reference.json"
@@ -135,9 +137,26 @@ def claim_lines(claims):
         else: lines.append(f"one side {effects}: {r['claim']}")
     return lines
 
-# %% ../../nbs/5_paper/13_compare.ipynb #db7ea0a8
+# %% ../../nbs/5_paper/13_compare.ipynb #c9562fcf
 OUTCOMES = ("identical", "within its interval", "different", "not made", "without reference")
 
+def tally(figures):
+    "How many figures are identical, within their intervals, different."
+    counts = figures["outcome"].value_counts()
+    return ", ".join(f"{counts[o]} {o}" for o in OUTCOMES if o in counts)
+
+def machine_lines(machines):
+    "Both sides' machines, for a terminal."
+    return ["", *(f"{side + ':':11}{machine}" for side, names in machines.items() for machine in names)]
+
+def figure_lines(figures):
+    "The table of figures for a terminal, with the number that lies farthest off."
+    lines = ["", f"{'figure':18}{'outcome':21}{'numbers':>8}{'outside':>9}  farthest"]
+    for r in figures.to_dict("records"):
+        lines.append(f"{r['figure']:18}{r['outcome']:21}{r['numbers']:8}{r['outside']:9}  {r['note']}".rstrip())
+    return lines
+
+# %% ../../nbs/5_paper/13_compare.ipynb #db7ea0a8
 @dataclass(frozen=True)
 class Comparison:
     """What came of a comparison, by name of both sides.
@@ -164,22 +183,14 @@ class Comparison:
         return f"{self.claims['changed'].sum()} of {len(self.claims)} verdicts changed{rest}"
 
     @property
-    def summary(self):
-        "One line: how many figures are identical, within their intervals, different; how many verdicts changed."
-        counts = self.figures["outcome"].value_counts()
-        figures = ", ".join(f"{counts[o]} {o}" for o in OUTCOMES if o in counts)
-        return f"compared with {self.reference}: figures {figures}; {self.verdicts}."
+    def summary(self): return f"compared with {self.reference}: figures {tally(self.figures)}; {self.verdicts}."
 
     @property
     def text(self):
         "Everything, for a terminal."
-        lines = [f"{self.results} (here) against {self.reference} (reference)", ""]
-        lines += [f"{side + ':':11}{machine}" for side, machines in self.machines.items() for machine in machines]
-        lines += ["", f"{'figure':18}{'outcome':21}{'numbers':>8}{'outside':>9}  farthest"]
-        for r in self.figures.to_dict("records"):
-            lines.append(f"{r['figure']:18}{r['outcome']:21}{r['numbers']:8}{r['outside']:9}  {r['note']}".rstrip())
-        if self.claims is not None: lines += ["", *claim_lines(self.claims)]
-        return "\n".join([*lines, "", self.summary])
+        title = f"{self.results} (here) against {self.reference} (reference)"
+        claims = ["", *claim_lines(self.claims)] if self.claims is not None else []
+        return "\n".join([title, *machine_lines(self.machines), *figure_lines(self.figures), *claims, "", self.summary])
 
 # %% ../../nbs/5_paper/13_compare.ipynb #084afc6e
 def figure_row(figure, made, tables, results):
@@ -190,6 +201,7 @@ def figure_row(figure, made, tables, results):
     m = made[figure]
     return row | against(tables[figure], m.table, images_of(m.sidecar), located(results) / f"{figure}.csv")
 
+# %% ../../nbs/5_paper/13_compare.ipynb #8741f979
 def compare(results="results/laptop", reference=None):
     """A results folder against reference numbers (by default its preset's, data/reference/PRESET), as a `Comparison`.
 

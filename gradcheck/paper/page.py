@@ -159,6 +159,7 @@ def page_html(name, entries, claims, left_out):
         last=entries[-1] if entries else None,
     )
 
+# %% ../../nbs/5_paper/12_page.ipynb #2a4064d0
 def write_page(folder, report=lambda sentence: None):
     """Write index.html over all figures whose sidecar and picture lie in `folder`; returns its path.
 

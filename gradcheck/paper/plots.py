@@ -82,6 +82,7 @@ def draw_curve(ax, rows, color, label):
         label=as_label(label),
     )
 
+# %% ../../nbs/5_paper/09_plots.ipynb #38837788
 def plot_cosines(table, colors, title):
     """Draw a table of `cosine_table`, a curve per entry of `colors` (label -> name in `PALETTE`); returns the
     matplotlib figure."""
@@ -124,6 +125,7 @@ def committed(output):
     picture = {"data": {"image/png": png}, "metadata": {}} if png else {}
     return output | picture | ({"execution_count": None} if "execution_count" in output else {})
 
+# %% ../../nbs/5_paper/09_plots.ipynb #2832358d
 def coloured(output, colours):
     "An output with its picture, if it has one, in at most `colours`."
     data = output.get("data", {})

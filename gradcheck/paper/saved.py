@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'git', 'installed', 'processor', 'provenance', 'sidecar_of', 'model_digests', 'names_set_in',
-           'refuse_unknown', 'OpenFigure', 'identity', 'open_figure']
+           'refuse_unknown', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
 import ast
@@ -45,6 +45,7 @@ def processor():
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
 
+# %% ../../nbs/5_paper/10_saved.ipynb #82d85f13
 def provenance():
     "Git revision and state, library versions, and the machine: its device, its CPU, and the instructions torch uses."
     return dict(
@@ -79,6 +80,7 @@ def sidecar_of(name, preset, specs, parameters, seconds, **chosen):
         **provenance(),
     )
 
+# %% ../../nbs/5_paper/10_saved.ipynb #707f1442
 def model_digests(preset):
     "name -> the first 16 digits of the SHA-256 of each model of a preset."
     cards = {preset.denoiser: denoiser_card(preset.denoiser)}
@@ -94,16 +96,22 @@ def names_set_in(cell):
     "The names that a cell of assignments sets."
     try: statements = ast.parse(cell).body
     except SyntaxError: return []
-    return [
-        t.id for node in statements if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
-    ]
-
+    targets = [t for node in statements if isinstance(node, ast.Assign) for t in node.targets]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 def refuse_unknown(history):
     "`UserError` for a parameter that papermill set and the notebook does not have; `history` are the cells that ran."
     own = next((names_set_in(cell) for cell in history if "preset" in names_set_in(cell)), [])
     for cell in history:
         for name in names_set_in(cell) if cell.startswith("# Parameters") else (): choose("parameter", name, own)
+
+# %% ../../nbs/5_paper/10_saved.ipynb #ca9e2cfa
+def write_figure(path, fig, table, sidecar, dpi):
+    "PNG, PDF, CSV and sidecar of a figure under `path`, the name of which has no suffix yet; the sidecar comes last."
+    for suffix in ("png", "pdf"): write_bytes(f"{path}.{suffix}", figure_bytes(fig, suffix, dpi))
+    write_bytes(f"{path}.csv", table.to_csv(index=False).encode("utf-8"))
+    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(f"{path}.json", text.encode("utf-8", "backslashreplace"))
 
 # %% ../../nbs/5_paper/10_saved.ipynb #35872bbd
 @dataclass(repr=False)
@@ -133,12 +141,9 @@ class OpenFigure:
         """Write PNG, PDF, CSV and sidecar into the setting's folder, and return that folder. `specs` are those of the
         runs by label where they are not `runs`; what the notebook has `chosen` itself stands in the sidecar."""
         specs = {label: run.spec for label, run in self.runs.items()} if specs is None else specs
-        for suffix in ("png", "pdf"): write_bytes(self.folder / f"{self.name}.{suffix}", figure_bytes(fig, suffix, dpi))
-        write_bytes(self.folder / f"{self.name}.csv", table.to_csv(index=False).encode())
         seconds = time.time() - self.started
         sidecar = sidecar_of(self.name, self.preset, specs, self.parameters, seconds, **chosen)
-        text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
-        write_bytes(self.folder / f"{self.name}.json", text.encode())
+        write_figure(self.folder / self.name, fig, table, sidecar, dpi)
         return self.folder
 
 # %% ../../nbs/5_paper/10_saved.ipynb #7168666a

@@ -9,40 +9,57 @@ __all__ = ['VARIANTS', 'ENERGY', 'SCALES', 'COST', 'cost', 'as_costly']
 from dataclasses import replace
 
 # %% ../../nbs/5_paper/01_variants.ipynb #66f66eff
-VARIANTS = {  # name -> fields of `RunSpec`; "adam" stands for what the preset calls ADAM
+VARIANTS = {   # name -> fields of `RunSpec`; "adam" stands for what the preset calls ADAM
     "unguided": dict(where="unguided"),
     "plain": dict(where="x_t"),
     "x0_hat": dict(where="x0_hat"),
     "adam": dict(where="x_t", stabilizer="adam"),
     "both": dict(where="x0_hat", stabilizer="adam"),
-    # not in the paper
-    # MPGD, He et al. 2024
+}
+
+# %% ../../nbs/5_paper/01_variants.ipynb #4ade1741
+VARIANTS |= {
     "stopped": dict(where="x0_hat_stopped"),
-    # RMSprop, Tieleman & Hinton 2012: ADAM without momentum
     "rms": dict(where="x_t", stabilizer="rms"),
     "x0_hat_rms": dict(where="x0_hat", stabilizer="rms"),
     "unit": dict(where="x_t", stabilizer="unit"),
     "x0_hat_unit": dict(where="x0_hat", stabilizer="unit"),
-    # SmoothGrad, Smilkov et al. 2017
     "smooth": dict(where="x_t_smooth"),
     "x0_hat_smooth": dict(where="x0_hat_smooth"),
-    # Kynkäänniemi et al. 2024; shares of T
     "interval": dict(where="x_t", interval=(0.75, 0.25)),
     "x0_hat_interval": dict(where="x0_hat", interval=(0.75, 0.25)),
     "recurrent": dict(where="x_t", repeats=2),
-    "x0_hat_recurrent": dict(
-        where="x0_hat", repeats=2
-    ),  # Universal Guidance, Bansal et al. 2023; FreeDoM, Yu et al. 2023
+    "x0_hat_recurrent": dict(where="x0_hat", repeats=2),
 }
-ENERGY = 20.0     # pixels in [-1, 1]: a fifth of the norm of a picture
-# inject about that energy (heavy-tailed behind x0-hat) with the bundled weights, target 0, T = 400 (measured: Table 1)
+
+# %% ../../nbs/5_paper/01_variants.ipynb #e56d31f1
+ENERGY = 20.0
 SCALES = {
-    "robust": {"unguided": 0.0, "plain": 350.0, "x0_hat": 22.0, "adam": 0.27, "both": 0.35},
-    "nonrobust": {"unguided": 0.0, "plain": 0.44, "x0_hat": 10.0, "adam": 0.019, "both": 0.31},
+    "robust": {
+        "unguided": 0.0,
+        "plain": 350.0,
+        "x0_hat": 22.0,
+        "adam": 0.27,
+        "both": 0.35,
+    },
+    "nonrobust": {
+        "unguided": 0.0,
+        "plain": 0.44,
+        "x0_hat": 10.0,
+        "adam": 0.019,
+        "both": 0.31,
+    },
 }
 
 # %% ../../nbs/5_paper/01_variants.ipynb #e5e2c69f
-COST = {"unguided": 1.0, "x_t": 1.2, "x0_hat": 2.2, "x0_hat_stopped": 1.2, "x_t_smooth": 2.9, "x0_hat_smooth": 4.0}
+COST = {
+    "unguided": 1.0,
+    "x_t": 1.2,
+    "x0_hat": 2.2,
+    "x0_hat_stopped": 1.2,
+    "x_t_smooth": 2.9,
+    "x0_hat_smooth": 4.0,
+}
 
 def cost(spec):
     "Cost of a run per image, in unguided steps."
