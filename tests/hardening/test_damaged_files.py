@@ -1,12 +1,14 @@
 """At least 600 damaged or odd files, of every kind that is read: each is read as it was meant, or refused in a
 sentence; nothing is wrong in silence, nothing hangs, nothing eats the machine."""
+import fixtures
 import pytest
 from kinds import KINDS, result_of
 from verdicts import Tally, target, verdict, written
 from worlds import copied
 
-pytest_plugins = ["fixtures"]
 pytestmark = pytest.mark.slow
+warm = fixtures.warm
+world = fixtures.world
 PATIENCE = 10                                              # seconds of work beyond what the healthy call takes
 FEWEST = 600
 
