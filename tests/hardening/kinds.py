@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Callable
 
+import stale
 from codes import codes
 from damage import Case, recoded, remove, replace, spoiled
 from documents import documents, header_of, with_header
@@ -20,8 +21,9 @@ TRAINED = ("out/nonrobust.safetensors",)
 @dataclass(frozen=True)
 class Kind:
     """`args` is the command, `parts` what of the world it needs, `results` the files that it makes (what it prints is
-    compared too), `cases(world)` the damages. `again`: they meet what a first, healthy call left (its cache); then
-    `cases` are made from the stage. `codes` are the exit codes that mean something."""
+    compared too, if `printed`), `cases(world)` the damages. `again`: they meet what a first, healthy call left (its
+    cache), and `cases` are made from that; `fresh`: the result must be that without the cache. `codes` are the exit
+    codes that mean something."""
     args: tuple
     parts: tuple
     cases: Callable
@@ -29,6 +31,7 @@ class Kind:
     again: bool = False
     codes: tuple = (0, 2)
     printed: bool = True
+    fresh: bool = False
 
 
 def result_of(kind, done, stage):
@@ -212,5 +215,8 @@ KINDS = {
     "sprites": Kind(BALLS, ("sprites",), sprites, ("out/ddpm.safetensors",)),
     "page": Kind((*REPRODUCE, "figure_4"), ("checkout",), page, ("results/smoke/figure_4.csv",), printed=False),
     "parameters": Kind((*REPRODUCE, "figure_1", "--plan"), ("checkout",), parameters, printed=False),
+    "own code, changed": Kind(OWN, ("d", "own.py"), stale.codes, SAMPLED, again=True, printed=False, fresh=True),
+    "pipelines, changed": Kind(PIPE, ("pipe", "c"), stale.pipelines, SAMPLED, again=True, fresh=True),
+    "pictures, changed": Kind(LEARN, ("pics",), stale.pictures, TRAINED, again=True, fresh=True),
     "names": Kind(SMALL, ("d", "c"), names, SAMPLED),
 }
