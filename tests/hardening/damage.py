@@ -1,5 +1,6 @@
 """Damage to a file: one small function per kind of it. Each takes a path in a case's own folder and spoils what is
 there; files that are shared with other cases by hard links are replaced, never written into."""
+import os
 import random
 import shutil
 from dataclasses import dataclass
@@ -83,6 +84,13 @@ def circle(path):
     path.symlink_to(path.name)
 
 
+def lock(path):
+    "A file that may not be read."
+    data = path.read_bytes()                                  # a copy: a shared file keeps its mode
+    replace(path, data)
+    path.chmod(0)
+
+
 def recode(path, encoding):
     "The same text in another encoding."
     replace(path, path.read_text(encoding="utf-8").encode(encoding))
@@ -115,6 +123,7 @@ def spoiled(file, seed, flips=8, legal_flip=False, legal_missing=False, others=(
     yield case("a folder in its place", folder_instead, legal_missing)
     yield case("a dangling link", dangle, legal_missing)
     yield case("a link to itself", circle, legal_missing)
+    if os.geteuid(): yield case("no permission", lock, legal_missing)         # root may read all
 
 
 def recoded(file):

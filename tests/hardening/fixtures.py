@@ -1,5 +1,5 @@
-"""One warm server and one healthy world for all tests of a module; named by `pytest_plugins` in each, because a second
-conftest.py would hide the first one from the tests that import it."""
+"""One warm server and one healthy world for all tests of a module. The modules import these two, because a second
+conftest.py would hide the first from the tests that import it."""
 import pytest
 from warm import Warm
 from worlds import made

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Callable
 
+import stale
 from codes import codes
 from damage import Case, recoded, remove, replace, spoiled
 from documents import documents, header_of, with_header
@@ -20,8 +21,9 @@ TRAINED = ("out/nonrobust.safetensors",)
 @dataclass(frozen=True)
 class Kind:
     """`args` is the command, `parts` what of the world it needs, `results` the files that it makes (what it prints is
-    compared too), `cases(world)` the damages. `again`: they meet what a first, healthy call left (its cache); then
-    `cases` are made from the stage. `codes` are the exit codes that mean something."""
+    compared too, if `printed`), `cases(world)` the damages. `again`: they meet what a first, healthy call left (its
+    cache), and `cases` are made from that; `fresh`: the result must be that without the cache. `codes` are the exit
+    codes that mean something."""
     args: tuple
     parts: tuple
     cases: Callable
@@ -29,6 +31,7 @@ class Kind:
     again: bool = False
     codes: tuple = (0, 2)
     printed: bool = True
+    fresh: bool = False
 
 
 def result_of(kind, done, stage):
@@ -106,7 +109,7 @@ def pictures(world):
 
 
 def zips(world):
-    yield from spoiled("celeba_csv/img_align_celeba.zip", 6, flips=24, others=("list_attr_celeba.csv",))
+    yield from spoiled("celeba_zip/img_align_celeba.zip", 6, flips=24, others=("list_attr_celeba.txt",))
 
 
 def lists(world):
@@ -120,20 +123,20 @@ def lists(world):
 def of_part(part): return lambda world: [case for case in lists(world) if case.name.startswith(f"{part}/")]
 
 
-def found(stage, pattern): return next(str(path.relative_to(stage)) for path in sorted(stage.glob(pattern)))
+def found(stage, pattern): return [str(path.relative_to(stage)) for path in sorted(stage.glob(pattern))][:1]
 
 
 def prepared(stage):
-    block, note = (found(stage, f"cache/pictures-*/*.{suffix}") for suffix in ("npy", "json"))
-    yield from spoiled(block, 8, flips=12, legal_missing=True)
-    yield from spoiled(note, 8, flips=4, legal_missing=True)
-    yield from documents(note, stage, sealed=True, each=2)
+    for block in found(stage, "cache/pictures-*/*.npy"): yield from spoiled(block, 8, flips=12, legal_missing=True)
+    for note in found(stage, "cache/pictures-*/*.json"):                   # which older versions do not write
+        yield from spoiled(note, 8, flips=4, legal_missing=True)
+        yield from documents(note, stage, sealed=True, each=2)
 
 
 def chunks(stage):
-    file = found(stage, "cache/*/*.safetensors")
-    yield from spoiled(file, 9, flips=14, legal_missing=True)
-    yield from documents(file, stage, sealed=True, each=1, reads=header_of, writes=header_writer)
+    for file in found(stage, "cache/*/*.safetensors"):
+        yield from spoiled(file, 9, flips=14, legal_missing=True)
+        yield from documents(file, stage, sealed=True, each=1, reads=header_of, writes=header_writer)
 
 
 def compared(folder, others):
@@ -189,7 +192,7 @@ PIPE = (*SAMPLE, "--denoiser", "pipe", "--classifier", "c/nonrobust.safetensors"
 OWN = (*SAMPLE, *MODELS[:2], "--classifier", "own.py:make", "--stabilizer", "own.py:Half")
 LEARN = (*TRAIN, *FOLDER, "--out", "out")
 RESUME = (*TRAIN, *FOLDER, "--out", "run", "--resume")
-CELEBA, CSV = ((*TRAIN, "--dataset", "celeba", "--root", root, "--out", "out") for root in ("celeba", "celeba_csv"))
+FACES = (*TRAIN, "--dataset", "celeba", "--out", "out", "--root")
 BALLS = ("train", "ddpm", "--preset", "smoke", "--sprites", "sprites", "--out", "out")
 COMPARE = ("compare", "results", "--reference", "reference")
 REPRODUCE = ("reproduce", "--preset", "smoke")
@@ -202,9 +205,9 @@ KINDS = {
     "own code": Kind(OWN, ("d", "own.py"), lambda world: codes(), SAMPLED, printed=False),
     "pictures": Kind(LEARN, ("pics",), pictures, TRAINED),
     "picture names": Kind(LEARN, ("pics",), picture_names, TRAINED),
-    "zips": Kind(CSV, ("celeba_csv",), zips, TRAINED),
-    "lists, text": Kind(CELEBA, ("celeba",), of_part("celeba"), TRAINED),
-    "lists, CSV": Kind(CSV, ("celeba_csv",), of_part("celeba_csv"), TRAINED),
+    "zips": Kind((*FACES, "celeba_zip"), ("celeba_zip",), zips, TRAINED),
+    "lists, text": Kind((*FACES, "celeba"), ("celeba",), of_part("celeba"), TRAINED),
+    "lists, CSV": Kind((*FACES, "celeba_csv"), ("celeba_csv",), of_part("celeba_csv"), TRAINED),
     "prepared pictures": Kind(LEARN, ("pics",), prepared, TRAINED, again=True),
     "cache": Kind(SMALL, ("d", "c"), chunks, SAMPLED, again=True),
     "results": Kind(COMPARE, ("results", "reference"), compared("results", ("figure_1.csv",)), codes=(0, 1, 2)),
@@ -212,5 +215,8 @@ KINDS = {
     "sprites": Kind(BALLS, ("sprites",), sprites, ("out/ddpm.safetensors",)),
     "page": Kind((*REPRODUCE, "figure_4"), ("checkout",), page, ("results/smoke/figure_4.csv",), printed=False),
     "parameters": Kind((*REPRODUCE, "figure_1", "--plan"), ("checkout",), parameters, printed=False),
+    "own code, changed": Kind(OWN, ("d", "own.py"), stale.codes, SAMPLED, again=True, printed=False, fresh=True),
+    "pipelines, changed": Kind(PIPE, ("pipe", "c"), stale.pipelines, SAMPLED, again=True, fresh=True),
+    "pictures, changed": Kind(LEARN, ("pics",), stale.pictures, TRAINED, again=True, fresh=True),
     "names": Kind(SMALL, ("d", "c"), names, SAMPLED),
 }

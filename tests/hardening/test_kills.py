@@ -4,11 +4,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import fixtures
 import pytest
 from worlds import FOLDER, MODELS, copied
 
-pytest_plugins = ["fixtures"]
 pytestmark = pytest.mark.slow
+warm = fixtures.warm
+world = fixtures.world
 KILLS, MOST_TRIES = 15, 45                                 # of each command; a kill that comes too late is not counted
 PIECES = ("*.safetensors", "*.npy")                         # what is finished piece by piece
 

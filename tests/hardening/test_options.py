@@ -1,11 +1,13 @@
 """Every command with each of its options, as the command line itself lists them, at tiny, huge, negative, non-ASCII and
 wrong-typed values: done, refused in a sentence, or at work until Ctrl-C stops it."""
+import fixtures
 import pytest
 from verdicts import Tally, is_sentence, target, verdict, written
 from worlds import FOLDER, MODELS, SAMPLE, TRAIN, copied
 
-pytest_plugins = ["fixtures"]
 pytestmark = pytest.mark.slow
+warm = fixtures.warm
+world = fixtures.world
 VALUES = {
     "tiny": ("0", "1e-300"),
     "huge": ("1e300", "1000000000", "99999999999999999999", "x" * 5000),

@@ -92,7 +92,7 @@ def written(tally, path, quiet=False):
         table = csv.DictWriter(f, COLUMNS)
         table.writeheader()
         table.writerows(tally.rows())
-    lines = [f"{kind} | {word} | {case} | {told}" for kind, word, case, told in tally.failures]
+    lines = [f"{kind} | {word} | {case} | {told}" for kind, word, case, told in sorted(tally.failures)]
     text = "\n".join([printed(tally.rows()), "", *lines, ""])
     path.with_suffix(".txt").write_text(text, encoding="utf-8", errors="replace")
     if not quiet: print(text.encode("utf-8", "replace").decode())

@@ -61,7 +61,7 @@ def pictures(folder):
 
 
 def celeba(folder, form):
-    "Twelve faces with two attributes, their lists as text beside a folder, or as CSV beside a zip."
+    "Twelve faces with two attributes, their lists as text or CSV, beside a folder or (`form` zip) a zip."
     inside = folder / "img_align_celeba"
     inside.mkdir(parents=True)
     names = [f"{k:06d}.jpg" for k in range(1, 13)]
@@ -72,12 +72,13 @@ def celeba(folder, form):
     if form == "csv":
         heads = ("image_id,Smiling,Male\n", "image_id,partition\n")
         texts = [head + lines(table, ",") for head, table in zip(heads, (rows, splits))]
-        with zipfile.ZipFile(folder / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in names: archive.write(inside / name, f"img_align_celeba/{name}")
-        shutil.rmtree(inside)
     else: texts = [f"{len(rows)}\nSmiling Male\n" + lines(rows, " "), lines(splits, " ")]
     for name, text in zip(("list_attr_celeba", "list_eval_partition"), texts):
-        (folder / f"{name}.{form}").write_text(text, encoding="utf-8")
+        (folder / f"{name}.{'csv' if form == 'csv' else 'txt'}").write_text(text, encoding="utf-8")
+    if form != "zip": return
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names: archive.write(inside / name, f"img_align_celeba/{name}")
+    shutil.rmtree(inside)
 
 
 def sprites(folder):
@@ -150,8 +151,7 @@ def made(warm, world):
     "Make the whole world in the folder `world`; a step that a version lacks is left out."
     world.mkdir(parents=True)
     pictures(world / "pics")
-    celeba(world / "celeba", "txt")
-    celeba(world / "celeba_csv", "csv")
+    for form, name in (("txt", "celeba"), ("csv", "celeba_csv"), ("zip", "celeba_zip")): celeba(world / name, form)
     sprites(world / "sprites")
     results(world / "results")
     reference(world / "reference")
