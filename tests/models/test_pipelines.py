@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gradcheck.core import UserError, seeded
 from gradcheck.models.folders import NEW, SCHEDULER, STEM, UNET, refuse_hub_id
-from gradcheck.models.interop import load_pipeline, pipeline_card
+from gradcheck.models.interop import expected_shapes, load_pipeline, pipeline_card, read_unet
 from gradcheck.models.unet import UNet, UNetConfig
 from gradcheck.runs.specs import RunSpec
 
@@ -208,6 +208,35 @@ def test_the_fields_of_google_mean_what_their_writer_meant(tmp_path):
     assert torch.allclose(unet.time_proj(t), torch.cat([angles.sin(), angles.cos()], 1), atol=1e-5)
     assert {m.eps for m in unet.modules() if isinstance(m, torch.nn.GroupNorm)} == {1e-6}
     assert unet.mid_block.attentions[0].heads == 1
+
+
+CELEBAHQ = GOOGLE | {                                            # google/ddpm-celebahq-256, and its kin
+    "_class_name": "UNet2DModel",
+    "act_fn": "silu",
+    "block_out_channels": [128, 128, 256, 256, 512, 512],
+    "center_input_sample": False,
+    "down_block_types": ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"],
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4,
+}
+
+
+def test_the_weights_of_google_are_those_that_are_expected(tmp_path):
+    "Built by diffusers, without memory: 114 million parameters."
+    diffusers = pytest.importorskip("diffusers")
+    write(tmp_path / "config.json", CELEBAHQ)
+    config = read_unet(tmp_path)
+    with torch.device("meta"): unet = diffusers.UNet2DModel(**{k: v for k, v in config.items() if k[0] != "_"})
+    shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    expected = expected_shapes(config)
+    assert len(expected) == 2 + 6 * 2 + 6 * 3 and expected.items() <= shapes.items()
+    assert 1.1e8 < sum(p.numel() for p in unet.parameters()) < 1.2e8
 
 
 def test_and_all_of_them_change_what_is_drawn(tmp_path):
