@@ -222,13 +222,13 @@ def compare(
 @app.command()
 def info():
     "Bundled weights with their digests, versions, device, and where the cache is."
-    from gradcheck.models import checkpoints
+    from gradcheck.models.checkpoints import WEIGHTS, load_weights, read_card
     from gradcheck.paper.saved import provenance
     from gradcheck.runs.runs import cache_folder
-    for path in sorted(checkpoints.WEIGHTS.rglob("*.safetensors")):
-        name = path.relative_to(checkpoints.WEIGHTS).with_suffix("").as_posix()
-        card = checkpoints.read_card(name)
-        checkpoints.load_weights(name)                                  # verifies the digest
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+        name = path.relative_to(WEIGHTS).with_suffix("").as_posix()
+        card = read_card(name)
+        load_weights(name)                                  # verifies the digest
         typer.echo(
             f"{name:25} {card['architecture']:17} {card['parameters']:>9,} parameters  {card['images']:>9,} images "
             f"seen  sha256 {card['sha256'][:16]}  verified"
