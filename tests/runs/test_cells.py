@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from gradcheck.core import UserError
-from gradcheck.runs.cells import DISCORDANT, LEVEL, SMALLEST, WORLDS, clustered_world, decide_all, depends_on, discordant
-from gradcheck.runs.cells import false_verdicts, holm, mean_squares, over_cells, p_of_flips, p_over_cells, verdict_of
+from gradcheck.runs.cells import DISCORDANT, LEVEL, SMALLEST, WORLDS, clustered_world, decide_all, depends_on
+from gradcheck.runs.cells import discordant, false_verdicts, holm, mean_squares, over_cells, p_of_flips
+from gradcheck.runs.cells import p_over_cells, verdict_of
 
 
 def differences(cells, rng, images=64, noise=0.3):
