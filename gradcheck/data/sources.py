@@ -12,7 +12,7 @@ from inspect import signature
 
 from ..core import UserError, choose, located
 from .celeba import CelebA
-from .images import ImageData, ImageFolder, as_mixed
+from .images import Grey, ImageData, ImageFolder, as_mixed
 from .sportballs import DRAWS, SportBalls
 from ..functions import call_function, is_function
 
@@ -80,10 +80,18 @@ def open_data(name, size=64):
 @dataclass(frozen=True)
 class Real:
     """Real images: the name of a data set, its image size, how many training images stand behind a Fréchet distance,
-    and the name of the classifier whose features compare them."""
+    the name of the classifier whose features compare them, and 1 or 3 `channels`."""
     data: str
     size: int
     count: int
     judge: str
+    channels: int = 3
 
-    def open(self): return open_data(self.data, self.size)
+    @property
+    def shape(self):
+        "(channels, height, width) of an image."
+        return self.channels, self.size, self.size
+
+    def open(self):
+        data = open_data(self.data, self.size)
+        return Grey(data) if self.channels == 1 else data

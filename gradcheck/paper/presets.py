@@ -75,7 +75,8 @@ class Preset(Sizes, Models):
                 "Fréchet distances need the data: give --data (sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one "
                 "folder of pictures per class, or MODULE:FUNCTION), or ask for figure_1 figure_2 figure_3 only."
             )
-        return Real(self.data, self.shape[1], self.real, self.judge or list(self.classifiers.values())[-1])
+        judge = self.judge or list(self.classifiers.values())[-1]
+        return Real(self.data, self.shape[1], self.real, judge, channels=self.shape[0])
 
 # %% ../../nbs/5_paper/03_presets.ipynb #c759ce40
 ROLES = {   # role -> (its name in figures, colour)

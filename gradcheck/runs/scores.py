@@ -45,7 +45,7 @@ class Reference:
 # %% ../../nbs/4_runs/07_scores.ipynb #8979bafe
 def label_of(real, target):
     "The label, in `Real` images, of the class `target` (an index) of their judge; `UserError` if the classes differ."
-    names = class_names(classifier_card(real.judge, (3, real.size, real.size)))
+    names = class_names(classifier_card(real.judge, real.shape))
     return class_in_data(target, names, real.open().label_names, f"the data {str(real.data)!r}")
 
 def _features(extract, data, count, label, batch=1000):
