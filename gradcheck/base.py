@@ -21,9 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from safetensors import safe_open
-from safetensors.torch import save
-
 try: import fcntl
 except ImportError: fcntl = None                                           # Windows has other locks
 
@@ -158,11 +155,13 @@ def absolute(name):
 # %% ../nbs/00_base.ipynb #4e9b2a87
 def save_atomically(tensors, path, meta):
     "Write safetensors to `path`; `meta` (JSON-able) goes into the header."
+    from safetensors.torch import save                                     # torch is slow to import
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_bytes(path, save(tensors, metadata={"gradcheck": json.dumps(meta)}))
 
 def read_meta(path):
     "The JSON header that `save_atomically` wrote."
+    from safetensors import safe_open
     with safe_open(path, "pt") as f: return json.loads((f.metadata() or {}).get("gradcheck", "{}"))
 
 # %% ../nbs/00_base.ipynb #a32bf52c

@@ -93,7 +93,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 def peak_memory(preset="laptop", images=64, micro_batch=64):
     "GiB of resident memory at most (Linux) of a fresh process that makes an x0-hat step of `images` in micro-batches."
     code = PEAK.format(preset=preset, images=images, micro_batch=micro_batch)
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout)
 
 # %% ../../nbs/6_app/06_benchmark.ipynb #cfb03a14
 def pipeline_of(spec):

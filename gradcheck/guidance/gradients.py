@@ -8,7 +8,7 @@ __all__ = ['cosine', 'norm', 'saturated_share', 'measure', 'collect', 'cosine_in
 # %% ../../nbs/3_guidance/04_gradients.ipynb #480aadc7
 import torch
 
-from ..core import image_generators
+from ..core import SEEDS, image_generators
 
 # %% ../../nbs/3_guidance/04_gradients.ipynb #a50d2109
 def cosine(a, b):
@@ -55,7 +55,7 @@ def cosine_in_random_order(gradients, stabilizer, seed, images):
     m = len(gradients[0])
     # (steps, M)
     orders = torch.stack(
-        [torch.randperm(len(gradients), generator=g) for g in image_generators(seed + 1, images[:m])], 1
+        [torch.randperm(len(gradients), generator=g) for g in image_generators((seed + 1) % SEEDS, images[:m])], 1
     )
     outputs = (stabilizer(torch.stack([gradients[k][i] for i, k in enumerate(order)])) for order in orders.tolist())
     out = torch.full((len(gradients), len(images)), torch.nan)

@@ -90,7 +90,7 @@ def parse_bytes(text):
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", str(text).lower())
     try:
         return int(float(match[1]) * UNITS[match[2]])
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise UserError(f"memory {text!r} was given; write it as 8GB, 7.5GiB or 500MB.") from None
 
 # %% ../../nbs/2_models/05_batches.ipynb #a79dfac1

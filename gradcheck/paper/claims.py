@@ -18,7 +18,7 @@ from ..core import pick_device
 from ..models.catalogue import open_classifier, open_denoiser
 from .curves import LABELS
 from .presets import ROLES, Preset, get_preset
-from .settings import spec_for
+from .settings import classes_of, spec_for
 from ..runs.effects import paired_effect
 from ..runs.evaluation import recognition
 from ..runs.tradeoff import fid_effect, trade_off
@@ -33,7 +33,8 @@ def recognition_of(preset):
     classifiers = {role: open_classifier(name, device) for role, name in p.classifiers.items()}
     denoiser = open_denoiser(p.denoiser, device)
     data = p.reference.open().held_out
-    return recognition(classifiers, diffusion, data, denoiser, count=p.recognised, device=device)
+    classes = classes_of(p, list(p.classifiers.values())[-1])
+    return recognition(classifiers, diffusion, data, denoiser, count=p.recognised, device=device, classes=classes)
 
 # %% ../../nbs/5_paper/07_claims.ipynb #593f1f9d
 @dataclass

@@ -86,6 +86,8 @@ def draw_curve(ax, rows, color, label):
 def plot_cosines(table, colors, title):
     """Draw a table of `cosine_table`, a curve per entry of `colors` (label -> name in `PALETTE`); returns the
     matplotlib figure."""
+    lowest = (table["mean"] - table["std"]).min()
+    lowest = max(lowest - 0.03, -1.03) if np.isfinite(lowest) else -1.03           # a gradient of zero has no cosine
     with plt.rc_context(STYLE):
         ax = plt.subplots(figsize=(7.2, 4))[1]
         for label, color in colors.items(): draw_curve(ax, table[table["curve"] == label], color, label)
@@ -95,7 +97,7 @@ def plot_cosines(table, colors, title):
             ylabel="cosine similarity of guidance\nat t and at the step before",
             title=as_label(title, 90),
             xlim=(table["t"].max(), 0),
-            ylim=(max((table["mean"] - table["std"]).min() - 0.03, -1.03), 1.03),
+            ylim=(lowest, 1.03),
         )
         ax.figure.legend(loc="outside lower center", ncols=len(colors))
     return ax.figure

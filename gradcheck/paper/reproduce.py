@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESTORE', 'notebook_of', 'check_parameters', 'Shelf', 'shelf', 'as_called', 'run_notebook', 'brief_error',
-           'keep_failed', 'execute', 'note_seconds', 'checked', 'default_figures', 'check_data', 'with_outputs',
-           'check_writable', 'write_back', 'reproduce', 'without_papermill', 'concluded']
+           'keep_failed', 'execute', 'note_seconds', 'checked', 'default_figures', 'with_outputs', 'check_writable',
+           'write_back', 'reproduce', 'without_papermill', 'concluded']
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #6c43fd7e
 import ast
@@ -25,7 +25,7 @@ from .figures import FIGURES, PRESET_PARAMETERS, SPEC_PARAMETERS, figure_runs, f
 from .page import claims_text, write_page
 from .plots import LARGEST, committed, notebook_text
 from .presets import get_preset
-from .settings import folder_of, preset_for, setting_of, spec_for
+from .settings import check_classes, folder_of, preset_for, setting_of
 from ..runs.records import read_claims
 from ..runs.runs import cache_folder
 
@@ -152,7 +152,7 @@ def checked(figures, preset, seed, parameters):
     p = preset_for(preset, **{k: v for k, v in parameters.items() if k in PRESET_PARAMETERS})
     for figure in figures:
         figure_specs(figure, p, scales=lambda spec, energies: [spec.scale for _ in energies], **changes)
-        if FIGURES[figure].data: check_data(p, changes)
+        if FIGURES[figure].data: check_classes(p)
     return figures, p, changes
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #d945aacf
@@ -163,13 +163,6 @@ def default_figures(parameters):
     if parameters.get("denoiser") or parameters.get("classifier"):
         figures = [f for f in figures if FIGURES[f].own or (f == "claims" and parameters.get("robust"))]
     return [f for f in figures if FIGURES[f].adam] if parameters.get("stabilizer") else figures
-
-def check_data(p, changes):
-    "`UserError` unless the data of a preset are there and have the classes of its classifiers."
-    data, spec = p.reference.open(), spec_for(p, list(p.classifiers)[-1], "plain", **changes)
-    if len(data.label_names) != len(spec.classes):
-        raise UserError(f"the data {p.data!r} have {len(data.label_names)} classes, the classifier "
-                        f"{spec.classifier!r} {len(spec.classes)}; give data with the same classes.")
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #0be545e1
 def with_outputs(source, executed):

@@ -117,7 +117,7 @@ def seconds_per_step(model, loss, data, recipe, device, steps=10):
 
 def shortened(recipe, seconds, minutes):
     "The recipe with as many steps as `minutes` allow at `seconds` a step."
-    return altered(recipe, steps=max(min(recipe.steps, int(60 * minutes / seconds)), 1))
+    return altered(recipe, steps=max(int(min(recipe.steps, 60 * minutes / seconds)), 1))
 
 # %% ../../nbs/5_paper/15_train.ipynb #365015c0
 def kept(out):

@@ -17,7 +17,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from ..core import SEEDS, UserError, image_generators, make_folder, pick_device, randn
+from ..core import UserError, image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, guided_steps
 from ..guidance.stabilizers import make_stabilizer
@@ -164,9 +164,7 @@ def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
         gradients.append(step.gradient[:NULL_IMAGES].clone())
         if bar is not None: bar.update(len(images))
     samples = picture_of(spec, step.x_prev)
-    # the orders have the next seed, and behind the last one comes the first
-    seed = (spec.seed + 1) % SEEDS - 1
-    null = cosine_in_random_order(gradients, make_stabilizer(spec.stabilizer), seed, images)
+    null = cosine_in_random_order(gradients, make_stabilizer(spec.stabilizer), spec.seed, images)
     trace = {f"trace.{name}": values for name, values in (collect(rows) | {"cosine_null": null}).items()}
     return trace | probabilities_of(spec, samples, device) | dict(samples=samples.cpu(), times=torch.tensor(times))
 
