@@ -34,7 +34,7 @@ test: .venv/installed lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup --durations 8 tests
 
-# Simulations, and 1,500 damaged files, 60 kills, 20,000 writes and every option at its edges; half an hour on two cores.
+# Simulations, and 1,600 damaged files, 60 kills, 20,000 writes and every option at its edges; half an hour on two cores.
 HARDENING_TABLES ?= $(CURDIR)/results/hardening
 test-slow: .venv/installed
 	rm -f "$(HARDENING_TABLES)"/*.csv
