@@ -144,6 +144,7 @@ class Trainer(Optimized):
     def run(self):
         """Train to the end of the recipe, with a checkpoint every `every_s` seconds; returns the model with the
         averaged weights, in eval mode."""
+        if self.step == self.recipe.steps: self.on_checkpoint(self)          # a kill may have come between the two
         self.model.train()
         stream = prefetched(self.data.batches(self.recipe.batch_size, seed=self.recipe.seed, start=self.step))
         last = saved = time.monotonic()
