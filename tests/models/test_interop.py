@@ -278,7 +278,7 @@ def test_pipelines_that_cannot_be_used_are_refused_with_the_reason(what, message
         ("no unet", "has neither unet/config.json nor config.json"),
         ("pickle", "which can run code"),
         ("scheduler", '_class_name is "PNDMScheduler"'),
-        (None, "no class is called '3'; give one of the names 0, 1, 2"),
+        (None, "target class 3 was given; the classes are 0 (0), 1 (1), 2 (2)"),
     ],
 )
 def test_and_the_command_line_says_it_in_one_sentence(what, message, tmp_path, cli, own_cache):
