@@ -168,10 +168,11 @@ def call_function(name, what):
     if module.endswith(".py"): module = str(command_file(module))
     with _at_work(module):
         try: made = getattr(_imported(module), function)
-        except (Exception, SystemExit) as e:
+        except KeyboardInterrupt: raise
+        except BaseException as e:
             raise UserError(f"{what} {str(name)!r} cannot be imported ({told(e)}); "
                             "give MODULE:FUNCTION with the module on the Python path, or FILE.py:FUNCTION.") from None
         try: return made()
-        except UserError: raise
-        except (Exception, SystemExit) as e:
+        except (UserError, KeyboardInterrupt): raise
+        except BaseException as e:
             raise UserError(f"{what} {str(name)!r} was called without arguments and failed ({told(e)}).") from e

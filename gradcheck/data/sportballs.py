@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..core import UserError, choose, counter_integers
 from .images import ImageData, pictures_in
-from ..pictures import quiet
+from ..pictures import opened, quiet
 
 CLASSES = ("baseball", "basketball", "volleyball", "soccer ball")
 DRAWS = ("independent", "coupled")
@@ -109,7 +109,7 @@ def load_sprites(folder):
 
 def _load_sprite(file):
     try:
-        with quiet(libtiff=True), Image.open(file) as image: image.load()
+        with quiet(libtiff=True), opened(file.read_bytes()) as image: image.load()
         if image.mode in ("P", "LA", "PA") and ("transparency" in image.info or image.mode != "P"):
             image = image.convert("RGBA")
     except Exception:  # Pillow raises nearly anything

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'WHERE', 'UNGUIDED', 'log_probability', 'logit', 'binary_log_probability', 'multilabel_log_probability',
-           'gradient_of', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped', 'smoothed', 'unguided', 'Interval', 'Guidance',
-           'Ancestral', 'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
+           'differentiable', 'gradient_of', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped', 'smoothed', 'unguided',
+           'Interval', 'Guidance', 'Ancestral', 'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #e3f1ef99
 import math
@@ -39,11 +39,17 @@ OBJECTIVES = {
 }
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #7476e1be
+def differentiable(values):
+    "The sum of `values` (N,); `UserError` if no gradient leads back from them."
+    if values.requires_grad: return values.sum()
+    raise UserError("the classifier's answer has no gradient with respect to the image (no_grad, rounding or an index "
+                    "inside?); let it return logits that are computed from the image.")
+
 def gradient_of(value, x):
     "The gradient (same shape as `x`) of the sum of `value(x)` (N,), with `x` as a fresh leaf."
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(value(x.clone()).sum(), x)[0]
+        return torch.autograd.grad(differentiable(value(x.clone())), x)[0]
 
 def at_x_t(ddpm, denoiser, x_t, t, value):
     with torch.no_grad(): x0 = predict(ddpm, denoiser, x_t, t)
@@ -54,7 +60,7 @@ def at_x0_hat(ddpm, denoiser, x_t, t, value):
     with torch.enable_grad():
         x = x_t.detach().requires_grad_()
         x0 = predict(ddpm, denoiser, x, t)
-        gradient, = torch.autograd.grad(value(ddpm.clip_x0(x0).clone()).sum(), x)
+        gradient, = torch.autograd.grad(differentiable(value(ddpm.clip_x0(x0).clone())), x)
     return x0.detach(), gradient
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #2fae1211

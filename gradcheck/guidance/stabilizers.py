@@ -107,8 +107,8 @@ class Guarded(Stabilizer):
 
     def _attempt(self, work, *args):
         try: return work(*args)
-        except UserError: raise
-        except Exception as e:
+        except (UserError, KeyboardInterrupt): raise
+        except BaseException as e:
             if out_of_memory(e): raise
             raise UserError(f"the stabilizer {self.name} failed ({told(e)}).") from e
 

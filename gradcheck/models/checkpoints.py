@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'CLASSIFIERS', 'SIZE', 'CLASSIFIER', 'ALLOWED', 'DIFFUSION', 'build_unet', 'config_of', 'shards_of',
-           'names_of', 'save_weights', 'read_card', 'read_tensors', 'check_finite', 'load_weights', 'load_denoiser',
-           'load_start', 'load_classifier']
+           'names_of', 'save_weights', 'read_card', 'read_tensors', 'load_weights', 'load_denoiser', 'load_start',
+           'load_classifier']
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #f38a3bf7
 import hashlib
@@ -22,7 +22,7 @@ from ..core import UserError, write_bytes
 from .cards import card_digest, check_card, resolve
 from .classifiers import MobileNetV3Small, ResNet
 from .ddpm import SCHEDULES, VARIANCES, GaussianStart
-from .networks import fold_norms, freeze
+from .networks import check_finite, fold_norms, freeze
 from .unet import PREDICTIONS, UNet, UNetConfig
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #59c93d3b
@@ -148,13 +148,6 @@ def read_tensors(path, card):
             f"the weights {str(path)!r} are damaged: their SHA-256 is not the one on their card; fetch them again."
         )
     return check_finite({k: v for shard in data for k, v in load(shard).items()}, f"the weights {str(path)!r}")
-
-def check_finite(tensors, what):
-    "`tensors` (a dict) if all their numbers are finite; otherwise a `UserError` that names the first that has others."
-    for name, v in tensors.items():
-        if v.is_floating_point() and not v.isfinite().all():
-            raise UserError(f"{what} hold NaN or infinity in {name!r}; train them again, or fetch them again.")
-    return tensors
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #a1fcad7f
 def load_weights(name, architecture=None, device="cpu"):

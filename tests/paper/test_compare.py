@@ -161,7 +161,8 @@ def other_setting(folder):
 
 
 @pytest.mark.parametrize("damage, said", [
-    (torn, "torn"), (list_for_sidecar, "the sidecar"), (no_utf8, "torn"), (empty, "empty"), (only_a_header, "empty"),
+    (torn, "not readable as JSON"), (list_for_sidecar, "the sidecar"), (no_utf8, "torn"), (empty, "empty"),
+    (only_a_header, "empty"),
     (no_csv, "is missing"), (no_sidecar, "is missing"), (no_verdicts, "has no column verdict"),
     (other_columns, "another version"), (another_figures, "is of 'figure_1'"), (older, "does not name"),
     (other_models, "other models (laptop/nonrobust: eeeeeeeeeeee, in the reference cccccccccccc)"),
