@@ -160,9 +160,11 @@ def save_atomically(tensors, path, meta):
     write_bytes(path, save(tensors, metadata={"gradcheck": json.dumps(meta)}))
 
 def read_meta(path):
-    "The JSON header that `save_atomically` wrote."
+    "The JSON header that `save_atomically` wrote; ValueError (or what safetensors raises) for one that is none."
     from safetensors import safe_open
-    with safe_open(path, "pt") as f: return json.loads((f.metadata() or {}).get("gradcheck", "{}"))
+    with safe_open(path, "pt") as f: text = (f.metadata() or {}).get("gradcheck", "{}")
+    try: return json.loads(text)
+    except RecursionError: raise ValueError("nested too deep") from None
 
 # %% ../nbs/00_base.ipynb #a32bf52c
 MOST_JSON = 2**24            # bytes; the index of a hundred shards has a tenth of them

@@ -183,7 +183,10 @@ def matched(reference, table, path):
     if not keys or not columns:
         raise UserError(f"{str(path)!r} has no column of its reference, another version made it; make it again.")
     left, right = keyed(reference, keys), keyed(table, keys)
-    return left.merge(right, "left", [*keys, "nth"], suffixes=("", HERE), indicator="found"), columns
+    try: both = left.merge(right, "left", [*keys, "nth"], suffixes=("", HERE), indicator="found")
+    except ValueError:                                                     # numbers on one side, words on the other
+        raise UserError(f"{str(path)!r} and its reference do not have the same columns; make it again.") from None
+    return both, columns
 
 # %% ../../nbs/4_runs/09_records.ipynb #87e3ec24
 def outside(both, columns, images):
