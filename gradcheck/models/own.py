@@ -99,16 +99,16 @@ def probe(model, name, shape, images=4):
     "Logits (images, classes) of a classifier of yours for noise; `UserError` for an answer that cannot guide."
     x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     logits = model(x)
-    scale = logits.abs().max().clamp(min=1e-6)
+    def differ(a, b): return (a - b).abs().max() / logits.abs().max().clamp(min=1e-6)
     for right, fault in (
-        (lambda: logits.isfinite().all(), "returns NaN or infinity for images in [-1, 1]"),
         (lambda: 1 <= logits.shape[1] <= MOST_CLASSES,
          f"has {logits.shape[1]} classes; 1 to {MOST_CLASSES} are allowed"),
+        (lambda: logits.isfinite().all(), "returns NaN or infinity for images in [-1, 1]"),
         (lambda: not are_probabilities(model, logits),
          "returns probabilities; return the logits that enter its softmax or sigmoid"),
-        (lambda: (model(x) - logits).abs().max() <= 1e-3 * scale,
+        (lambda: differ(model(x), logits) <= 1e-3,
          "answers the same images differently each time; turn off what it draws at random"),
-        (lambda: (model(x[:1]) - logits[:1]).abs().max() <= 1e-2 * scale,
+        (lambda: differ(model(x[:1]), logits[:1]) <= 1e-2,
          "answers an image differently beside others (batch normalisation without running statistics?); its answer "
          "must depend on the image alone"),
         (lambda: gives_gradient(model, x),

@@ -103,6 +103,22 @@ REFUSED = {
             def forward(self, x): return dict(out=super().forward(x))
         def make(): return Net({BODY})""", "a dict"),
     "maps": ("def make(): return nn.Conv2d(3, 4, 3)", "returned shape"),
+    "no class": ("def make(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 0))", "has 0 classes"),
+    "no gradient": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x):
+                with torch.no_grad(): return super().forward(x)
+        def make(): return Net({BODY})""", "gives no gradient"),
+    "whole answers": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x).round().long()
+        def make(): return Net({BODY})""", "gives no gradient"),
+    "odd class names": (f"""
+        def make():
+            net = nn.Sequential({BODY})
+            net.class_names = 5
+            return net""", "give a list of 4 names"),
+    "ends without a word": ("class End(BaseException): pass\ndef make(): raise End", "failed .End"),
     "flat": (f"def make(): return nn.Sequential({BODY}, nn.Flatten(0))", "returned shape"),
     "NaN": (f"""
         class Net(nn.Sequential):
