@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from gradcheck.paper.curves import class_labels
 from gradcheck.paper.figures import FIGURES
 from gradcheck.paper.page import claims_text
 from gradcheck.paper.reproduce import check_parameters, reproduce
@@ -213,3 +214,9 @@ def test_a_notebook_without_its_parameters_cell_is_refused(tmp_path):
     for cell in nb["cells"]: cell["metadata"] = {}
     (tmp_path / "figure_1.ipynb").write_text(json.dumps(nb))
     with pytest.raises(UserError, match="0 cells tagged"): check_parameters(tmp_path / "figure_1.ipynb", [])
+
+
+def test_classes_of_one_name_are_told_apart():
+    "Figure 6 shows each class, also where two are called the same."
+    assert class_labels(["cat", "dog"]) == ["cat", "dog"]
+    assert class_labels(["cat", "dog", "cat"]) == ["cat (0)", "dog", "cat (2)"]

@@ -60,12 +60,7 @@ def path(tmp_path):
     return path
 
 
-WAITING = pytest.mark.xfail(strict=False, reason="read_chunk does not catch RecursionError yet")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[WAITING] if name == "words that are nested" else []) for name in CHUNKS]
-)
+@pytest.mark.parametrize("name", CHUNKS)
 def test_a_chunk_that_cannot_be_trusted_is_computed_again_and_named(path, name):
     assert read_chunk(path, SPEC) is not None
     path.write_bytes(CHUNKS[name])
