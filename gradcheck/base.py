@@ -181,23 +181,24 @@ def _once(pairs):
 
 def _no_number(word): raise _Odd(f"holds {word}, which is no number")
 
-def _parsed(data):
+def _parsed(data, constant):
     "The value that the bytes of a JSON file hold."
-    try: return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+    try: return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=constant)
     except UnicodeDecodeError: raise _Odd("is not UTF-8 text") from None
     except RecursionError: raise _Odd("is nested too deep") from None
     except json.JSONDecodeError as e: raise _Odd(f"is not readable as JSON, from line {e.lineno} on") from None
     except ValueError: raise _Odd("holds a number with thousands of digits") from None
 
 # %% ../nbs/00_base.ipynb #e0a81cbe
-def read_json(path, what, todo="fetch it again"):
+def read_json(path, what, todo="fetch it again", constant=_no_number):
     """The object in a JSON file, a dict. `UserError` for a file that is missing, unreadable, torn, or holds something
-    else; the sentence calls it `what` ("the card") and ends with what `todo`."""
+    else; the sentence calls it `what` ("the card") and ends with what `todo`. `constant=float` reads Infinity and NaN,
+    which Python writes, and which are refused by default."""
     path = Path(path)
     try:
         if not path.is_file(): raise FileNotFoundError
         if path.stat().st_size > MOST_JSON: raise _Odd("is too large")
-        values = _parsed(path.read_bytes())
+        values = _parsed(path.read_bytes(), constant)
         if not isinstance(values, dict): raise _Odd("holds no object in braces")
     except FileNotFoundError: reason = "is missing"
     except OSError as e: reason = f"cannot be read ({e.strerror or e})"

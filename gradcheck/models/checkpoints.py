@@ -124,7 +124,7 @@ def read_card(name, architecture=None):
     """The card (a dict) of bundled weights or of a .safetensors file; `UserError` if it is unreadable, altered, or of
     none of the `architecture`s, a name or several."""
     path = resolve(name).with_suffix(".json")
-    card = read_json(path, "the card", "it must stand beside the weights")
+    card = read_json(path, "the card", "it must stand beside the weights", constant=float)
     check_card(card, path, ALLOWED, DIFFUSION)
     allowed = [architecture] if isinstance(architecture, str) else list(architecture or ALLOWED)
     if card["architecture"] in allowed: return card

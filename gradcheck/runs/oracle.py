@@ -39,8 +39,8 @@ def squared_distances(darkness, balls):
 # %% ../../nbs/4_runs/13_oracle.ipynb #1edbd123
 @torch.no_grad()
 def oracle(samples, sprites=None, step=STEP, batch=32):
-    """What uint8 samples (N, 3, H, W) show: a table with a row per image: `label` of the nearest drawing, its `size` (px)
-    and `rms` (grey levels, 0 to 255), and `rms k` for each class k.
+    """What uint8 samples (N, 3, H, W) show: a table with a row per image: `label` of the nearest drawing, its `size`
+    (px) and `rms` (grey levels, 0 to 255), and `rms k` for each class k.
 
     `UserError` for pictures that are smaller than the balls."""
     data = SportBalls(sprites=sprites)

@@ -67,7 +67,7 @@ def test_settings_outside_of_their_range_are_named(laptop, field, value, message
     ({"T": 10**9}, "whole number from 1 to 100000"),
     ({"T": "400"}, 'T is "400"'),
     ({"beta_end": 20.0}, "number from 0 to 1"),
-    ({"beta_start": float("nan")}, "holds NaN"),
+    ({"beta_start": float("nan")}, "beta_start is NaN"),
     ({"schedule": "linaer"}, 'must be "linear" or'),
     ([], "not one of ours"),
 ])
