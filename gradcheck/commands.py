@@ -175,7 +175,6 @@ def sample(
     typer.echo(f"{out / 'grid.png'}: {save_sample(result, out)}")
 
 # %% ../nbs/97_commands.ipynb #3f038f6a
-# of a card, when weights are saved
 WRITTEN_ANEW = ("architecture", "config", "parameters", "sha256", "card_sha256", "files")
 
 def copy_start(denoiser, out):

@@ -57,7 +57,7 @@ from gradcheck.runs.specs import RunSpec
     (("train", "ddpm", "--draws", "coupeld"), "Did you mean 'coupled'?"),
     (("train", "ddpm", "--minutes", "0"), "above 0"),
     (("train", "ddpm", "--minutes", "-1"), "above 0"),
-    (("train", "ddpm", "--minutes", "nan"), "above 0"),
+    (("train", "ddpm", "--minutes", "nan"), "'--minutes'"),
     (("train", "ddpm", "--largest", "lots"), "write it as 8GB"),
     (("train", "ddpm", "--device", "cuda:99"), "use --device cpu"),
     (("evaluate", "--device", "cuda:99"), "use --device cpu"),

@@ -83,11 +83,13 @@ def time_data(batch=64, batches=40):
 
 # %% ../../nbs/6_app/06_benchmark.ipynb #de763b2c
 PEAK = """
-import resource, torch
+import torch
 from gradcheck.paper.settings import spec_for
 from gradcheck.runs.runs import steps_of
 next(steps_of(spec_for({preset!r}, "nonrobust", "x0_hat", count={images}), range({images}), micro_batch={micro_batch}))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+# of this process alone: ru_maxrss begins with what the parent has
+with open("/proc/self/status", encoding="utf-8") as status:
+    print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20)
 """
 
 def peak_memory(preset="laptop", images=64, micro_batch=64):

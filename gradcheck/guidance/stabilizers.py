@@ -116,10 +116,10 @@ class Guarded(Stabilizer):
 def guarded(stabilizer):
     "One of ours as it is, one of yours `Guarded`; `UserError` for what cannot be called."
     if type(stabilizer).__module__.startswith("gradcheck."): return stabilizer
-    if not callable(stabilizer) or isinstance(stabilizer, type):
-        raise UserError(f"the stabilizer is {stabilizer!r}; give an object with __call__(g), and reset() if it has a "
-                        "state, as gradcheck.guidance.stabilizers.Stabilizer.")
-    return Guarded(stabilizer)
+    if callable(stabilizer) and not isinstance(stabilizer, type): return Guarded(stabilizer)
+    what = getattr(stabilizer, "__name__", type(stabilizer).__name__)
+    raise UserError(f"the stabilizer is a {what}; give an object with __call__(g), and reset() if it has a state, as "
+                    "gradcheck.guidance.stabilizers.Stabilizer.")
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #40a8b43d
 def make_stabilizer(name):

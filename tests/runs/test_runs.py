@@ -244,7 +244,7 @@ def test_a_stabilizer_of_ones_own(tmp_path):
     file.write_text(MINE.format(2) + "class Other(Mine): pass\n")
     # two classes of one file are two settings
     assert replace(spec).key != replace(spec, stabilizer=f"{file}:Other").key
-    with pytest.raises(UserError, match="needs reset"): RunSpec(stabilizer=f"{file}:Half")
+    with pytest.raises(UserError, match="is a Half; give an object with __call__"): RunSpec(stabilizer=f"{file}:Half")
     p = preset_for("laptop", stabilizer=f"{file}:Mine")
     assert (
         p.name == "laptop-Mine"
