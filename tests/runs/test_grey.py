@@ -4,22 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import own_models
 
 from gradcheck.data.images import Grey, ImageFolder
 from gradcheck.data.sources import Real
 from gradcheck.runs.runs import run
 from gradcheck.runs.scores import real_floor, score
 from gradcheck.runs.specs import RunSpec
-
-CLASSIFIER = """
-import torch
-
-def make():
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
-                              torch.nn.Flatten(), torch.nn.Linear(8, 2))
-    net.class_names = ["cat", "dog"]
-    return net
-"""
 
 
 @pytest.fixture
@@ -45,23 +36,10 @@ def test_colour_in_grey(pictures):
 
 
 def test_grey_samples_have_a_row_of_table_1(pictures, tmp_path):
-    diffusers = pytest.importorskip("diffusers")
-    net = diffusers.UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=10)
-    diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path / "pipeline", safe_serialization=True)
-    (tmp_path / "mine.py").write_text(CLASSIFIER, encoding="utf-8")
-    mine = f"{tmp_path / 'mine.py'}:make"
-    spec = RunSpec(denoiser=str(tmp_path / "pipeline"), classifier=mine, judge=mine, start="standard", steps=3, count=4)
-    real = Real(str(pictures), 16, 40, mine, channels=spec.shape[0])
+    mine = own_models(tmp_path, channels=1, names=("cat", "dog"))
+    judge = mine["classifier"]
+    spec = RunSpec(**mine, judge=judge, start="standard", steps=3, count=4)
+    real = Real(str(pictures), 16, 40, judge, channels=spec.shape[0])
     row = score(run(spec, 4), real)
     floor = real_floor(real, 0, 4)
     for column in ("FID (judge), all", "precision (judge)"): assert np.isfinite([row[column], floor[column]]).all()
