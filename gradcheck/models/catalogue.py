@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core import UserError, located
 from ..functions import is_function
-from .cards import WEIGHTS, resolve
+from .cards import WEIGHTS, place_of, resolve
 from .checkpoints import CLASSIFIERS, load_classifier, load_denoiser, load_start, read_card
 from .folders import refuse_hub_id
 from .foreign import foreign_card, load_foreign_classifier
@@ -67,10 +67,8 @@ def start_name(denoiser):
 
 def lies_beside(denoiser):
     "Is there a file of a matched start beside this denoiser, readable or not?"
-    name = start_name(denoiser)
-    path = located(name) if name.endswith(".safetensors") else WEIGHTS / f"{name}.safetensors"
-    shards = path.parent.glob(f"{path.stem}-00001-of-*.safetensors")
-    return path.is_file() or path.with_suffix(".json").is_file() or any(shards)
+    path, there = place_of(start_name(denoiser))
+    return there or path.with_suffix(".json").is_file()
 
 def has_start(denoiser):
     "Is there, or should there be, a matched start for this denoiser? Its card may say so; else a file beside it does."

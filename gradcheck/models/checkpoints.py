@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from ..base import FLAG, NOTHING, any_of, either, listed, read_json, real, whole
 from ..core import UserError, write_bytes
 from .cards import card_digest, check_card, resolve
-from .classifiers import MobileNetV3Small, ResNet
+from .classifiers import MOST_CLASSES, MobileNetV3Small, ResNet
 from .ddpm import SCHEDULES, VARIANCES, GaussianStart
 from .networks import check_finite, fold_norms, freeze
 from .unet import PREDICTIONS, UNet, UNetConfig
@@ -52,7 +52,7 @@ def config_of(model):
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #d8323d00
 SIZE = whole(1, 4096)
-CLASSIFIER = {"classes": whole(1, 100_000), "size": any_of(SIZE, NOTHING)}
+CLASSIFIER = {"classes": whole(1, MOST_CLASSES), "size": any_of(SIZE, NOTHING)}
 ALLOWED = {  # architecture -> field of its settings -> what it may be
     "UNet": {
         "size": SIZE,

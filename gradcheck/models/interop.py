@@ -22,6 +22,7 @@ from ..core import UserError, make_folder, seeded, write_bytes
 from .ddpm import DDPM
 from .folders import CONDITIONS, OLDER, SCHEDULER, UNET, UNREAD, as_meant, completed, component
 from .folders import digest_of, modern, read_part, refuse_other_pipelines, shapes_of, weight_files
+from .networks import not_finite
 from .unet import down_channels, up_channels
 
 # %% ../../nbs/2_models/11_interop.ipynb #5db2d71e
@@ -157,7 +158,7 @@ def built_unet(config, files):
     state = {}
     for file in files:
         if file.suffix == ".safetensors": state |= {modern(k): v.float() for k, v in load_file(file).items()}
-    odd = [name for name, value in state.items() if not value.isfinite().all()]
+    odd = not_finite(state)
     if odd: raise UserError(f"the weights {str(files[0])!r} hold numbers that are not finite ({odd[0]} first, of "
                             f"{len(odd)}); fetch them again.")
     try:
