@@ -17,7 +17,7 @@ import typer
 
 from .base import UserError, choose, make_folder
 from .commands import Checkpointing, Denoiser, Device, Memory, Stopped
-from .commands import app, byte_count, engine_for, unforeseen, write_json, write_text
+from .commands import app, engine_for, unforeseen, write_json, write_text
 
 # %% ../nbs/98_cli.ipynb #e6eb21ce
 def check_known(figures, params):
@@ -138,6 +138,7 @@ def train(
     --resume."""
     from gradcheck.core import pick_device
     from gradcheck.data.sources import get_dataset
+    from gradcheck.models.batches import parse_bytes
     task = choose("model", what, ["ddpm", "classifier"])
     if task == "classifier": task = choose("kind", kind, ["robust", "nonrobust", "judge"])
     said = trained(
@@ -148,7 +149,7 @@ def train(
         pick_device(device),
         resume=resume,
         minutes=minutes,
-        largest=byte_count(largest),
+        largest=parse_bytes(largest),
         identity=dict(dataset=dataset),
         command="gradcheck " + shlex.join(sys.argv[1:]),
         architecture=architecture,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNKS', 'KEPT', 'app', 'Device', 'Memory', 'Checkpointing', 'Denoiser', 'WRITTEN_ANEW', 'Stopped', 'Commands',
-           'byte_count', 'engine_for', 'write_text', 'write_json', 'in_print', 'bundled', 'setting_for', 'save_curve',
-           'save_sample', 'sample', 'copy_start', 'export', 'compare', 'info', 'unforeseen']
+           'engine_for', 'write_text', 'write_json', 'in_print', 'bundled', 'setting_for', 'save_curve', 'save_sample',
+           'sample', 'copy_start', 'export', 'compare', 'info', 'unforeseen']
 
 # %% ../nbs/97_commands.ipynb #1f9193f0
 import errno
@@ -60,16 +60,11 @@ Checkpointing = typer.Option(
 )
 Denoiser = typer.Option(None, help="a .safetensors file with its card, or a pipeline folder of diffusers")
 
-def byte_count(text):
-    "Bytes that a person wrote, as in 8GB; `UserError` for what is no number of bytes."
-    from gradcheck.models.batches import parse_bytes
-    try: return parse_bytes(text)
-    except OverflowError: raise UserError(f"{text!r} is no number of bytes; write it as 8GB.") from None
-
 def engine_for(device, memory, checkpointing, dask=None):
     "What computes runs, as a context: this process, or a Dask cluster."
+    from gradcheck.models.batches import parse_bytes
     from gradcheck.runs.runs import Local, Machine
-    machine = Machine(device, byte_count(memory), checkpointing)
+    machine = Machine(device, parse_bytes(memory), checkpointing)
     if not dask: return nullcontext(Local(machine))
     from gradcheck.runs.cluster import Dask
     return Dask(dask, machine)
