@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from ..core import UserError, image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, guided_steps
-from ..guidance.stabilizers import make_stabilizer
 from ..models.batches import MicroBatch, fitting
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
@@ -77,7 +76,7 @@ def guidance_of(spec, device="cpu"):
         spec.target,
         OBJECTIVES[spec.objective],
         WHERE[spec.where],
-        make_stabilizer(spec.stabilizer),
+        spec.fresh_stabilizer(),
         spec.schedule,
     )
 
@@ -164,7 +163,7 @@ def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
         gradients.append(step.gradient[:NULL_IMAGES].clone())
         if bar is not None: bar.update(len(images))
     samples = picture_of(spec, step.x_prev)
-    null = cosine_in_random_order(gradients, make_stabilizer(spec.stabilizer), spec.seed, images)
+    null = cosine_in_random_order(gradients, spec.fresh_stabilizer(), spec.seed, images)
     trace = {f"trace.{name}": values for name, values in (collect(rows) | {"cosine_null": null}).items()}
     return trace | probabilities_of(spec, samples, device) | dict(samples=samples.cpu(), times=torch.tensor(times))
 

@@ -149,6 +149,10 @@ class Composed(Described):
         "The guidance scale by time step: a number, or an `Interval`."
         return Interval(self.scale, *self.interval) if self.interval else self.scale
 
+    def fresh_stabilizer(self):
+        "A stabilizer without a past, for steps as long as the run's."
+        return make_stabilizer(self.stabilizer).spanning(self.diffusion.T / self.steps)
+
 # %% ../../nbs/4_runs/01_specs.ipynb #046d4b0f
 def exact_numbers(spec):
     "The numbers among the fields, each as its kind, and the interval as a pair; `UserError` for what is none."
