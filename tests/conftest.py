@@ -1,4 +1,5 @@
 """Shared by all tests: one thread per worker, a cache of their own, and a check that nothing touches the global RNG."""
+import os
 import sys
 
 import pytest
@@ -11,6 +12,15 @@ torch.set_num_threads(1)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def shared_cache(tmp_path_factory, monkeypatch, own_cache):
+    "A cache that all tests (and their workers) share, for those whose runs others have too and whose point is another."
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared-cache"
+    monkeypatch.setenv("GRADCHECK_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture

@@ -66,9 +66,8 @@ def to_run():
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, own_cache, tmp_path_factory):
-    "A checkout, and a cache that all commands share."
-    monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path_factory.getbasetemp().parent / "readme"))
+def workplace(tmp_path, monkeypatch, shared_cache):
+    "A checkout."
     for name in ("settings.ini", "nbs", "Makefile"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "mine.py").write_text(MODELS, encoding="utf-8")

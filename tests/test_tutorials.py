@@ -28,7 +28,7 @@ SMALL = {   # tutorial -> parameters of the small run
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in TUTORIALS.glob("*.ipynb")))
-def test_a_tutorial_runs_and_shows_pictures(name, tmp_path):
+def test_a_tutorial_runs_and_shows_pictures(name, tmp_path, shared_cache):
     source, done = TUTORIALS / f"{name}.ipynb", tmp_path / "out.ipynb"
     parameters = dict(SMALL[name])
     check_parameters(source, parameters)

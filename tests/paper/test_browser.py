@@ -25,7 +25,7 @@ def browser():
 
 
 @pytest.fixture
-def page_file(tmp_path):
+def page_file(tmp_path, shared_cache):
     "A page with two figures of the smoke preset, and a claim in each verdict, planted."
     reproduce(["figure_3", "figure_4"], "smoke", tmp_path, report=lambda text: None)
     folder, verdicts = tmp_path / "smoke", ["holds", "does not hold", "undecided"]

@@ -59,7 +59,7 @@ def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_pa
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
-def test_papermill_alone(notebook, tmp_path):
+def test_papermill_alone(notebook, tmp_path, shared_cache):
     subprocess.run(
         [
             sys.executable,
@@ -176,7 +176,7 @@ def test_two_reproductions_at_once(tmp_path):
     assert left == []
 
 
-def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys):
+def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys, shared_cache):
     page = reproduce(["claims"], "smoke", tmp_path)
     claims = pd.read_csv(tmp_path / "smoke" / "claims.csv", keep_default_na=False)
     said = capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys):
     assert claims_text(claims) in said
 
 
-def test_the_table_in_three_formats(tmp_path):
+def test_the_table_in_three_formats(tmp_path, shared_cache):
     page = reproduce(["table_1"], "smoke", tmp_path)
     table = pd.read_csv(tmp_path / "smoke" / "table_1.csv")
     rows = (tmp_path / "smoke" / "table_1.md").read_text(encoding="utf-8").splitlines()
