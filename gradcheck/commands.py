@@ -135,7 +135,7 @@ def sample(
     target: str = typer.Option("0", help="class index or name"),
     where: str = typer.Option("x_t", help="x_t, x0_hat, x0_hat_stopped, x_t_smooth, x0_hat_smooth or unguided"),
     stabilizer: str = typer.Option(
-        "none", help="none, adam, adam_rescaled, adam_corrected, rms, ema, ema_0.99, unit, MODULE:CLASS or FILE.py:CLASS"
+        "none", help="none, adam, adam_rescaled, adam_corrected, rms, ema, ema_0.99, unit, MODULE:CLASS, FILE.py:CLASS"
     ),
     objective: Optional[str] = typer.Option(
         None, help="log_probability (default), logit, binary (default for a single logit), multilabel"
