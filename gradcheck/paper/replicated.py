@@ -166,7 +166,12 @@ def decided(evidence, claims):
     return table, pd.DataFrame(cells).assign(**where)
 
 def decide_study(outcomes, similarities, base, readings=READINGS):
-    "(table, cells) of all claims, under each (protocol, reader)."
+    "(table, cells) of all claims, under each (protocol, reader) whose protocol the study has."
     tables = outcomes, similarities, base
-    found = [decided(CellEvidence(*reading, *tables), claims) for reading, claims in readings.items()]
+    protocols = {*outcomes["protocol"]}
+    found = [
+        decided(CellEvidence(*reading, *tables), claims)
+        for reading, claims in readings.items()
+        if reading[0] in protocols
+    ]
     return [pd.concat(parts, ignore_index=True) for parts in zip(*found)]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROTOCOLS', 'WAYS', 'FULL', 'PILOT_IMAGES', 'usable', 'replicates', 'Study', 'Cell', 'cells_of', 'under',
-           'spec_of', 'Unfilled', 'run_few', 'pilots', 'check_gradient', 'energy_curves', 'moved', 'scales_of']
+           'spec_of', 'Unfilled', 'run_few', 'run_batches', 'pilots', 'check_gradient', 'energy_curves', 'moved',
+           'scales_of']
 
 # %% ../../nbs/5_paper/17_study.ipynb #9b473030
 import warnings
@@ -15,7 +16,7 @@ from itertools import product
 import numpy as np
 
 from ..core import UserError
-from ..models.batches import MicroBatch
+from ..models.batches import TILE, MicroBatch
 from ..models.catalogue import open_classifier
 from ..runs.runs import Local, compute, run_all
 from ..runs.scales import FAR, PILOTS, interpolate_scales
@@ -53,7 +54,8 @@ class Study:
     count: int = 16                                             # images of a cell
     long_steps: int = 400
     long_count: int = 4
-    replicates: int = len(SEEDS) + 1
+    replicates: int = len(SEEDS) + 1                            # trainings of each kind
+    protocols: tuple = tuple(PROTOCOLS)
     seed: int = 0
     pilot_seed: int = 1_000_000                                 # of images that nobody judges
 
@@ -75,7 +77,7 @@ class Cell:
         return self.protocol, self.kind, self.target, self.variant
 
 # %% ../../nbs/5_paper/17_study.ipynb #06854107
-def cells_of(study, preset="laptop", protocols=tuple(PROTOCOLS)):
+def cells_of(study, preset="laptop"):
     "All cells of a study, replicate by replicate, so that what is finished can be decided on."
     p = get_preset(preset)
     classes = range(len(spec_for(p, "nonrobust", "plain").classes))
@@ -83,7 +85,7 @@ def cells_of(study, preset="laptop", protocols=tuple(PROTOCOLS)):
     names = {kind: replicates(kind, study.replicates) for kind in WAYS}
     return [
         Cell(protocol, kind, k, names[kind][k], target, variant)
-        for k, protocol, (kind, variant), target in product(range(study.replicates), protocols, ways, classes)
+        for k, protocol, (kind, variant), target in product(range(study.replicates), study.protocols, ways, classes)
         if k < len(names[kind])
     ]
 
@@ -112,6 +114,10 @@ class Unfilled(Local):
 def run_few(specs, count):
     "label -> `RunResult` of settings (a dict) of `count` images each."
     return run_all(specs, count, Unfilled())
+
+def run_batches(specs, study, engine=None):
+    "label -> `RunResult` of settings (a dict) in the study's batches, by an engine where they fill a tile."
+    return run_all(specs, study.count, engine if study.count % TILE == 0 else Unfilled())
 
 # %% ../../nbs/5_paper/17_study.ipynb #e71f66e7
 PILOT_IMAGES = 4

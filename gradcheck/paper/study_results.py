@@ -76,6 +76,7 @@ def said(row):
 def summary(claims):
     "The rows of the summary, from the table of `decide_study`: claim, and the verdict under each protocol."
     counted = {p: claims[(claims["protocol"] == p) & (claims["reader"] == r)] for p, r in READER.items()}
+    counted = {p: t for p, t in counted.items() if len(t)}
     rows = []
     for claim in SUMMARY:
         found = {p: t[t["claim"] == claim.text].iloc[0] for p, t in counted.items()}

@@ -12,8 +12,7 @@ from itertools import product
 import pandas as pd
 
 from .settings import spec_for
-from .study import PROTOCOLS, run_few, spec_of, under
-from ..runs.runs import run_all
+from .study import run_batches, run_few, spec_of, under
 
 # %% ../../nbs/5_paper/18_study_runs.ipynb #5bb61618
 def described(cell, images):
@@ -48,20 +47,21 @@ def outcome_specs(cells, scales, study, preset):
 def outcomes(cells, scales, study, preset="laptop", engine=None):
     "The table of all outcomes, from the cache or computed."
     asked = outcome_specs(cells, scales, study, preset)
-    runs = run_all({label: spec for label, (*_, spec) in asked.items()}, study.count, engine)
+    runs = run_batches({label: spec for label, (*_, spec) in asked.items()}, study, engine)
     return pd.concat([outcome_rows(*asked[label][:2], run) for label, run in runs.items()], ignore_index=True)
 
 # %% ../../nbs/5_paper/18_study_runs.ipynb #16cd1d5c
-def base_rates(study, preset="laptop", protocols=tuple(PROTOCOLS), count=64):
+def base_rates(study, preset="laptop", engine=None):
     "A row per protocol, class, and image without guidance: the judge's probability, and whether it guesses the class."
+    count = 4 * study.count
     specs = {
         protocol: spec_for(under(protocol, preset), "nonrobust", "unguided", steps=study.steps, count=count)
-        for protocol in protocols
+        for protocol in study.protocols
     }
-    runs = run_all({f"{protocol}, no guidance": spec for protocol, spec in specs.items()}, study.count)
+    runs = run_batches({f"{protocol}, no guidance": spec for protocol, spec in specs.items()}, study, engine)
     return pd.concat([
         pd.DataFrame(dict(protocol=protocol, target=k, image=range(count), judge=p[:, k], guess=p.argmax(1) == k))
-        for protocol, p in zip(protocols, (run.judge.numpy() for run in runs.values()))
+        for protocol, p in zip(study.protocols, (run.judge.numpy() for run in runs.values()))
         for k in range(p.shape[1])
     ], ignore_index=True)
 
@@ -75,17 +75,18 @@ def weighted(cosine, energy):
     return (cosine.nan_to_num() * weights).sum(0) / weights.sum(0)
 
 def similarity_rows(cell, run):
-    "What successive gradients of a run are like, one row per image."
+    "What successive gradients of a run are like, one row per image; no similarity where there never is a gradient."
     trace, pixels = run.trace, run.samples[0].numel()
-    return described(cell, len(run.samples)).assign(
-        similarity=trace["cosine"].nanmean(0).numpy(),
-        raw=trace["cosine_raw"].nanmean(0).numpy(),
-        shuffled=trace["cosine_null"].nanmean(0).numpy(),
-        weighted=weighted(trace["cosine"], trace["energy"]).numpy(),
-        raw_weighted=weighted(trace["cosine_raw"], trace["energy"]).numpy(),
-        nothing=(trace["norm_raw"] / pixels**0.5 < NOTHING).float().mean(0).numpy(),
-        injected=run.energy.numpy(),
+    found = dict(
+        similarity=trace["cosine"].nanmean(0),
+        raw=trace["cosine_raw"].nanmean(0),
+        shuffled=trace["cosine_null"].nanmean(0),
+        weighted=weighted(trace["cosine"], trace["energy"]),
+        raw_weighted=weighted(trace["cosine_raw"], trace["energy"]),
+        nothing=(trace["norm_raw"] / pixels**0.5 < NOTHING).float().mean(0),
+        injected=run.energy,
     )
+    return described(cell, len(run.samples)).assign(**{name: x.nan_to_num().numpy() for name, x in found.items()})
 
 def similarities(cells, scales, study, preset="laptop"):
     "The table of all similarities, from the cache or computed."

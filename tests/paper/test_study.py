@@ -1,0 +1,170 @@
+"""The study over classifiers and classes: its evidence in closed form, its files, and one run of it at the smallest
+size."""
+import json
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gradcheck.core import UserError
+from gradcheck.paper.full import against_reference, check_full, full, image_steps, plan_full
+from gradcheck.paper.replicated import CELL_CLAIMS, decide_study
+from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, moved, replicates, spec_of
+from gradcheck.paper.study_evidence import along_energies, cube
+from gradcheck.paper.study_results import SUMMARY, markdown, packed, read_study, summary, write_study
+from gradcheck.paper.study_runs import weighted
+
+TINY = Study(
+    energies=(5.0, 20.0),
+    steps=2,
+    count=2,
+    long_steps=3,
+    long_count=2,
+    replicates=1,
+    protocols=("ours",),
+)
+RAISED = "x̂₀-prediction raises the target probability with non-robust classifiers"
+
+
+def planted(lift, replicates=5, classes=4, images=6, protocols=("ours",), seed=0):
+    "Tables of a study in which x0-hat-prediction lifts probability and similarity by `lift(replicate, class)`."
+    rng = np.random.default_rng(seed)
+    found = {"outcomes": [], "similarities": [], "base": []}
+    for protocol in protocols:
+        for k in range(classes):
+            found["base"].append(pd.DataFrame(dict(protocol=protocol, target=k, image=range(64), judge=0.3)))
+        ways = [(kind, variant) for kind, variants in WAYS.items() for variant in variants]
+        for (kind, variant), r, k in product(ways, range(replicates), range(classes)):
+            where = dict(protocol=protocol, kind=kind, replicate=r, target=k, variant=variant, image=range(images))
+            up = lift(r, k) if variant in ("x0_hat", "both") else 0.0
+            said = 0.4 + up + rng.normal(0, 0.05, images)
+            for e in FULL.energies:
+                found["outcomes"].append(pd.DataFrame(where | dict(energy=e, injected=e, guide=said, judge=said)))
+            same = dict.fromkeys(("similarity", "raw", "shuffled", "weighted", "raw_weighted"), said)
+            found["similarities"].append(pd.DataFrame(where | same))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
+
+
+def verdict_of(tables, claim=RAISED, protocol="ours"):
+    claims, _ = decide_study(*tables.values())
+    row = claims[(claims["claim"] == claim) & (claims["protocol"] == protocol)].iloc[0]
+    return row["verdict"], row["effect"]
+
+
+def test_an_effect_in_all_cells_holds_and_none_matters_not():
+    verdict, effect = verdict_of(planted(lambda r, k: 0.3))
+    assert verdict == "holds" and effect == pytest.approx(0.3, abs=0.02)
+    assert verdict_of(planted(lambda r, k: 0.0))[0] == "no difference that matters"
+    assert verdict_of(planted(lambda r, k: -0.3))[0] == "does not hold"
+
+
+def test_a_sign_that_differs_between_classes_is_said():
+    assert verdict_of(planted(lambda r, k: 0.3 if k % 2 else -0.3))[0] == "depends on the class"
+
+
+def test_two_classifiers_hold_nothing():
+    assert verdict_of(planted(lambda r, k: 0.3, replicates=2))[0] == "undecided"
+
+
+def test_the_guides_word_and_the_judges_are_told_apart():
+    tables = planted(lambda r, k: 0.3, protocols=("authors",))
+    tables["outcomes"]["judge"] = 0.5
+    claims, cells = decide_study(*tables.values())
+    mine = claims[(claims["claim"] == RAISED) & (claims["protocol"] == "authors")].set_index("reader")
+    assert mine["verdict"].to_dict() == {"guide": "holds", "judge": "no difference that matters"}
+    assert len(cells[cells["claim"] == RAISED]) == 2 * 5 * 4
+
+
+def test_outcomes_at_equal_energy_in_closed_form():
+    "A probability linear in log energy is the line's mean, whatever was injected."
+    injected = {1.0: 0.5, 4.0: 6.0, 16.0: 40.0}
+    rows = [
+        dict(image=i, energy=e, injected=x, judge=0.1 * np.log(x) + i) for e, x in injected.items() for i in range(3)
+    ]
+    got = along_energies(pd.DataFrame(rows), "judge", [1.0, 4.0, 16.0])
+    assert got["judge"].to_numpy() == pytest.approx(0.1 * np.log([1, 4, 16]).mean() + np.arange(3))
+
+
+def test_gaps_are_no_zeros():
+    rows = pd.DataFrame([dict(replicate=r, target=k, image=i, x=r + k + i) for r, k, i in product((0, 1), repeat=3)])
+    assert cube(rows, "x")[1, 0].tolist() == [1, 2]
+    with pytest.raises(UserError, match="gaps"): cube(rows.iloc[:-1], "x")
+    with pytest.raises(UserError, match="gaps"): cube(rows.assign(x=np.nan), "x")
+
+
+def test_a_similarity_weighted_by_energy():
+    cosine = torch.tensor([[torch.nan, torch.nan], [1.0, 0.5], [0.0, torch.nan]])
+    energy = torch.tensor([[5.0, 5.0], [3.0, 1.0], [1.0, 7.0]])
+    assert weighted(cosine, energy).tolist() == [0.75, 0.5]
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 30.0])
+def test_a_curve_of_another_training_is_moved_along(factor):
+    "Where energy is proportional to the scale, half the energy means twice the scale."
+    scales = np.array([0.1, 1.0, 10.0, 100.0])
+    assert moved((scales, 2 * scales), 20.0 / factor) == pytest.approx(factor, rel=1e-3)
+
+
+def test_a_replicate_that_cannot_be_read_is_named_and_left_out(monkeypatch):
+    assert len(replicates("robust")) == len(SEEDS) + 1
+    monkeypatch.setattr("gradcheck.paper.study.SEEDS", (2, 77))
+    with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
+    assert names == ["laptop/robust", "data/replicates/robust_2.safetensors"]
+
+
+def test_the_authors_protocol_is_theirs():
+    cell = next(c for c in cells_of(replace(FULL, replicates=1)) if c.protocol == "authors" and c.variant == "both")
+    spec = spec_of(cell, 1.0, FULL)
+    assert (spec.objective, spec.start, spec.state) == ("logit", "standard", "float16")
+    assert spec.fresh_stabilizer().beta1 == pytest.approx(0.9**8)
+
+
+def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
+    tables = planted(lambda r, k: 0.3, protocols=("authors", "ours"))
+    folder = write_study(tables, dict(study="planted"), tmp_path / "study")
+    again = read_study(folder)
+    for name, table in tables.items(): assert packed(again[name]) == packed(table)
+    table = pd.read_csv(folder / "claims.csv")
+    assert len(table) == 2 * len(CELL_CLAIMS) + sum(c.unit == "probability" for c in CELL_CLAIMS)
+    rows = summary(table)
+    assert [r["claim"] for r in rows] == [c.text for c in SUMMARY] and len(rows) <= 6
+    assert markdown(rows).count("\n") == len(rows) + 1
+    path = folder / "outcomes.csv.gz"
+    for damaged in (path.read_bytes()[:-9], b"", b"a,b\n", packed(tables["outcomes"].drop(columns="judge"))):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="outcomes.csv.gz"): read_study(folder)
+
+
+@pytest.mark.parametrize("figures, preset, seed, params", [
+    ((), "laptop", 0, {}),
+    (("claims", "figure_1"), "laptop", 0, {}),
+    (("claims",), "smoke", 0, {}),
+    (("claims",), "laptop", 3, {}),
+    (("claims",), "laptop", 0, dict(steps=4)),
+])
+def test_the_full_study_refuses_what_it_would_not_hear(figures, preset, seed, params):
+    with pytest.raises(UserError, match="claims --full"): check_full(figures, preset, seed, params)
+    assert check_full(("claims",), "laptop", 0, {}) is None
+
+
+def test_the_smallest_study_runs_and_resumes(tmp_path):
+    said = []
+    folder = full(tmp_path / "a", TINY, report=said.append)
+    known = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    assert {c["kind"] for c in known["classifiers"]} == {"robust", "nonrobust"} and known["study"]["steps"] == 2
+    assert "raises the target probability" in said[0]
+    again = full(tmp_path / "b", TINY, report=said.append)
+    for path in folder.iterdir(): assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+    claims = pd.read_csv(folder / "claims.csv")
+    assert "holds" not in set(claims["verdict"])                      # one classifier of each kind
+    assert against_reference(claims)[-1].startswith(("compared with", "there is no study"))
+
+
+def test_the_plan_counts_what_a_study_computes():
+    cells = cells_of(TINY)
+    total = sum(map(sum, image_steps(cells, TINY).values()))
+    assert total == len(cells) * (5 * 4 * 2 + 2 * 3 + 2 * 2 * 2)
+    assert f"{total:,} image-steps" in plan_full(TINY)
