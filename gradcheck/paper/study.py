@@ -53,7 +53,7 @@ class Study:
     steps: int = 50
     count: int = 16                                             # images of a cell
     long_steps: int = 400
-    long_count: int = 4
+    long_count: int = 2
     replicates: int = len(SEEDS) + 1                            # trainings of each kind
     protocols: tuple = tuple(PROTOCOLS)
     seed: int = 0
