@@ -6,7 +6,6 @@
 
 Texts are written between two marks, `<!-- NAME -->` and `<!-- /NAME -->`; tests/test_readme.py compares them with what
 is written here."""
-import csv
 import json
 import re
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 
 NBS = Path(__file__).parent
 ROOT = NBS.parent
-CLAIMS = ROOT / "data" / "reference" / "laptop" / "claims.csv"
-FIGURES = [*(f"figure_{k}" for k in range(1, 9)), "table_1", "claims", "table_1_appendix"]
+CLAIMS = ROOT / "data" / "reference" / "study" / "claims.csv"
+FIGURES = [*(f"figure_{k}" for k in range(1, 9)), "table_1", "study", "claims", "table_1_appendix"]
 FOLDERS = {   # folder -> what a reader finds there
     ".": "the ground and the roof",
     "1_data": "pictures to learn from and to be measured against",
@@ -28,13 +27,6 @@ FOLDERS = {   # folder -> what a reader finds there
     "tutorials": "questions with their answers",
     "guides": "how to use it: commands, models of yours, a GPU, switches",
 }
-IN_SHORT = (   # the beginnings of five claims' sentences: the rows of the README
-    "Gradients of the robust classifier are more similar",
-    "x̂₀-prediction raises the similarity for the non-robust classifier",
-    "ADAM raises the similarity for the non-robust classifier",
-    "x̂₀-prediction with ADAM raises the target probability with the non-robust classifier, at equal energy",
-    "ADAM raises the target probability with the non-robust classifier, at equal energy",
-)
 
 
 def thumbnail(path, out, width=320, height=180, colours=64):
@@ -120,18 +112,14 @@ def gallery():
 
 
 def claims_in_short():
-    "Five rows of the reference's claims, as a table; None where there is no reference."
+    "The headline claims of the study, as a table; None where there is no study."
     if not CLAIMS.is_file():
         return None
-    with CLAIMS.open(encoding="utf-8", newline="") as file:
-        claims = list(csv.DictReader(file))
-    rows = ["| verdict | claim | effect (95 % interval) |", "|---|---|---|"]
-    for beginning in IN_SHORT:
-        claim = next((c for c in claims if c["claim"].startswith(beginning)), None)
-        if claim:
-            effect, low, high = (f"{float(claim[k] or 'nan'):+.2f}" for k in ("effect", "low", "high"))
-            rows.append(f"| {claim['verdict']} | {claim['claim']} | {effect} ({low} to {high}) |")
-    return "\n".join(rows)
+    import pandas as pd
+
+    from gradcheck.paper.page import markdown, summary
+
+    return markdown(summary(pd.read_csv(CLAIMS)))
 
 
 def accuracies():

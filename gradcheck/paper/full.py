@@ -13,10 +13,11 @@ import pandas as pd
 from ..core import UserError, pick_device
 from ..models.catalogue import classifier_card
 from .compare import claim_lines, compared_claims
+from .page import markdown, summary
 from .plan import duration, seconds_per_image_step
 from .saved import provenance
 from .study import FULL, PILOT_IMAGES, PROTOCOLS, cells_of, scales_of, spec_of
-from .study_results import markdown, study_folder, summary, write_study
+from .study_results import study_folder, write_study
 from .study_runs import base_rates, outcomes, similarities
 from ..runs.records import machine_of
 from ..runs.scales import PILOTS

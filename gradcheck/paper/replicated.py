@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READING', 'STEADY', 'FILTER', 'RAISED', 'RAW', 'LESS_STEADIED', 'GUIDES', 'BASE', 'KINDS', 'CELL_CLAIMS', 'READ',
-           'READINGS', 'CellClaim', 'row_of', 'decided', 'decide_study']
+           'READINGS', 'HEADLINE', 'CellClaim', 'row_of', 'decided', 'decide_study']
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #a2eb621d
 from dataclasses import dataclass
@@ -133,6 +133,8 @@ READINGS = {   # (protocol, reader) -> the claims that are read so
     ("ours", "judge"): CELL_CLAIMS,
 }
 
+HEADLINE = (STEADY[0], RAISED[0], *GUIDES, KINDS[0])       # what a reader should see first
+
 def row_of(claim, decision):
     "A claim and its decision as a row."
     return dict(
@@ -150,6 +152,7 @@ def row_of(claim, decision):
         classes=decision.classes,
         discordant=decision.discordant,
         note=claim.note,
+        headline=claim in HEADLINE,
     )
 
 def decided(evidence, claims):

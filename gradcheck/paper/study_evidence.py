@@ -84,14 +84,16 @@ def change(of, kind):
 
 def smaller_change(of):
     "By how much the change of the robust classifier is smaller than the non-robust one's."
-    a, b = change(of, "nonrobust"), change(of, "robust")
-    n = min(len(a), len(b))
-    return a[:n] - b[:n]
+    nonrobust = change(of, "nonrobust")
+    robust = change(of, "robust")
+    n = min(len(robust), len(nonrobust))
+    return nonrobust[:n] - robust[:n]
 
 def between_kinds(of, *more):
     "Robust minus non-robust without modification, replicates in their order."
-    a, b = of("robust", "plain", *more), of("nonrobust", "plain", *more)
-    n = min(len(a), len(b))
-    return a[:n] - b[:n]
+    robust = of("robust", "plain", *more)
+    nonrobust = of("nonrobust", "plain", *more)
+    n = min(len(robust), len(nonrobust))
+    return robust[:n] - nonrobust[:n]
 
 def against_plain(of, variant, *more): return of("nonrobust", variant, *more) - of("nonrobust", "plain", *more)
