@@ -191,7 +191,9 @@ def check_finite(gradient, t, guidance):
         )
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #ae0532ea
-def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=None, repeats=1):
+def guided_steps(
+    ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=None, repeats=1
+):
     """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image;
     `micro_batch` a `MicroBatch` or a number of images, by which image i is the same whatever its neighbours, or None:
     as they come, a few at the price of a few. With `repeats`, each step is taken so many times, going back to x_t by
