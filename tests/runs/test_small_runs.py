@@ -7,6 +7,8 @@ from gradcheck.models.batches import TILE
 from gradcheck.paper.figures import FIGURES, figure_specs, uncalibrated
 from gradcheck.paper.plan import plan
 from gradcheck.paper.settings import preset_for, spec_for
+from gradcheck.runs import runs
+from gradcheck.runs.loose import as_they_come, loose_folder
 from gradcheck.runs.runs import run
 from gradcheck.runs.scales import PILOTS, calibrate, is_small, matched_scales, pilot_specs, probe_of, reach, share_of
 from gradcheck.runs.specs import PROBE
@@ -68,3 +70,44 @@ def test_the_plan_of_a_small_figure_counts_its_probes_and_then_has_them(own_cach
 
 
 def guess(spec, energies): return [1.0 for _ in energies]
+
+
+def bytes_in(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.safetensors")}
+
+
+def test_a_few_images_as_they_come_are_kept_apart_from_those_of_figures(own_cache):
+    spec = plain(steps=3, count=2)
+    loose = run(spec, **as_they_come(spec))
+    assert not bytes_in(own_cache / spec.key) and len(bytes_in(loose_folder())) == 1
+    filled = run(spec)
+    assert bytes_in(own_cache / spec.key) and len(bytes_in(loose_folder())) == 1
+    assert (loose.samples.int() - filled.samples.int()).abs().max() <= 1
+
+
+def test_whole_tiles_are_the_runs_that_figures_keep(own_cache, monkeypatch):
+    sizes = []
+    compute = runs.compute
+    monkeypatch.setattr(runs, "compute", lambda *args: sizes.append(args[4].tile) or compute(*args))
+    spec = plain(steps=2, count=TILE)
+    run(spec, **as_they_come(spec))
+    assert sizes == [TILE] and not loose_folder().exists() and len(bytes_in(own_cache / spec.key)) == 1
+    run(spec, **as_they_come(spec))
+    few = replace(spec, count=3)
+    run(few, **as_they_come(few))
+    assert sizes == [TILE, 1]
+
+
+def test_the_same_images_as_they_come_are_the_same_bytes_twice(tmp_path, monkeypatch):
+    made = []
+    for folder in "ab":
+        monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path / folder))
+        spec = plain(steps=3, count=3)
+        run(spec, **as_they_come(spec))
+        made.append(bytes_in(tmp_path / folder))
+    assert made[0] == made[1] and len(made[0]) == 1
+
+
+def test_sample_fills_batches_up_where_that_is_asked_for(cli, tmp_path, own_cache):
+    few = ("sample", "--steps", 2, "--count", 2, "--out", tmp_path)
+    assert cli(*few)[0] == 0 and len(bytes_in(own_cache)) == len(bytes_in(loose_folder())) == 1
+    assert cli(*few, "--fill")[0] == 0 and len(bytes_in(own_cache)) == 2
