@@ -160,13 +160,17 @@ def sample(
     device: str = Device,
     memory: Optional[str] = Memory,
     checkpointing: bool = Checkpointing,
+    fill: bool = typer.Option(False, "--fill", help="in batches of 16: image i is then the same bits for any --count"),
 ):
     """Sample one setting: a grid of images (grid.png), its curve of cosines (cosine.png, cosine.csv) and what the judge
     says (run.json)."""
+    from gradcheck.runs.loose import as_they_come
     from gradcheck.runs.runs import run
-    spec = setting_for(**{k: v for k, v in ctx.params.items() if k not in ("out", "device", "memory", "checkpointing")})
+    how = ("out", "device", "memory", "checkpointing", "fill")
+    spec = setting_for(**{name: value for name, value in ctx.params.items() if name not in how})
     make_folder(out)
-    with engine_for(device, memory, checkpointing) as engine: result = run(spec, 16, engine, label="sample")
+    with engine_for(device, memory, checkpointing) as engine:
+        result = run(spec, label="sample", **dict(engine=engine) if fill else as_they_come(spec, engine.machine))
     typer.echo(f"{out / 'grid.png'}: {save_sample(result, out)}")
 
 # %% ../nbs/97_commands.ipynb #3f038f6a

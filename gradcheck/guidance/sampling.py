@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core import UserError, randn
 from .stabilizers import Stabilizer, guarded
-from ..models.batches import MicroBatch, tiled
+from ..models.batches import as_micro_batch, tiled
 from ..models.ddpm import VARIANCES, predict
 from ..models.networks import as_it_likes
 
@@ -191,15 +191,18 @@ def check_finite(gradient, t, guidance):
         )
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #ae0532ea
-def guided_steps(ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=64, repeats=1):
+def guided_steps(
+    ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=None, repeats=1
+):
     """Sample from x_T (N, C, H, W), yielding every `Step`. `generator` is one `torch.Generator`, or one per image;
-    `micro_batch` a number of images, or a `MicroBatch`. With `repeats`, each step is taken so many times, going back
-    to x_t by fresh noise in between (recurrence: Bansal et al. 2023, Yu et al. 2023).
+    `micro_batch` a `MicroBatch` or a number of images, by which image i is the same whatever its neighbours, or None:
+    as they come, a few at the price of a few. With `repeats`, each step is taken so many times, going back to x_t by
+    fresh noise in between (recurrence: Bansal et al. 2023, Yu et al. 2023).
 
     Raises `NonFiniteGradient` with the step, the image and the setting; `UserError` if there are more `steps` than T.
     """
     guidance.reset()
-    if not isinstance(micro_batch, MicroBatch): micro_batch = MicroBatch(micro_batch)
+    micro_batch = as_micro_batch(micro_batch)
     x_t = x_T.contiguous(memory_format=torch.channels_last)
     for t, t_prev, back in ddpm.visits(steps, repeats):
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
