@@ -125,7 +125,7 @@ KINDS = [
 ]
 CELL_CLAIMS = (*STEADY, *RAISED, *RAW, LESS_STEADIED, *GUIDES, BASE, *KINDS)
 
-# %% ../../nbs/5_paper/19_replicated.ipynb #378a9557
+# %% ../../nbs/5_paper/19_replicated.ipynb #b2710041
 READ = tuple(claim for claim in CELL_CLAIMS if claim.unit == "probability")      # by guide or judge
 READINGS = {   # (protocol, reader) -> the claims that are read so
     ("authors", "guide"): CELL_CLAIMS,

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROTOCOLS', 'WAYS', 'FULL', 'PILOT_IMAGES', 'usable', 'replicates', 'Study', 'Cell', 'cells_of', 'under',
-           'spec_of', 'Unfilled', 'run_few', 'run_batches', 'pilots', 'check_gradient', 'energy_curves', 'moved',
-           'scales_of']
+           'spec_of', 'run_few', 'run_batches', 'pilots', 'check_gradient', 'energy_curves', 'moved', 'scales_of']
 
 # %% ../../nbs/5_paper/17_study.ipynb #9b473030
 import warnings
@@ -16,9 +15,10 @@ from itertools import product
 import numpy as np
 
 from ..core import UserError
-from ..models.batches import TILE, MicroBatch
+from ..models.batches import TILE
 from ..models.catalogue import open_classifier
-from ..runs.runs import Local, compute, run_all
+from ..runs.loose import Loose, loose_folder
+from ..runs.runs import run_all
 from ..runs.scales import FAR, PILOTS, interpolate_scales
 from ..runs.specs import PROBE
 from .presets import get_preset
@@ -106,20 +106,17 @@ def spec_of(cell, scale, study, preset="laptop", **changes):
     )
     return spec_for(under(cell.protocol, preset), cell.kind, cell.variant, **own | changes)
 
-# %% ../../nbs/5_paper/17_study.ipynb #677d2d4e
-class Unfilled(Local):
-    "Computes chunks in this process as they are, without filling them up to whole tiles."
-    def chunk(self, spec, images, bar): return compute(spec, images, self.machine, bar, MicroBatch(len(images), tile=1))
-
+# %% ../../nbs/5_paper/17_study.ipynb #c952e845
 def run_few(specs, count):
     "label -> `RunResult` of settings (a dict) of `count` images each."
-    return run_all(specs, count, Unfilled())
+    return run_all(specs, count, Loose(), loose_folder())
 
 def run_batches(specs, study, engine=None):
     "label -> `RunResult` of settings (a dict) in the study's batches, by an engine where they fill a tile."
-    return run_all(specs, study.count, engine if study.count % TILE == 0 else Unfilled())
+    if study.count % TILE: return run_few(specs, study.count)
+    return run_all(specs, study.count, engine)
 
-# %% ../../nbs/5_paper/17_study.ipynb #e71f66e7
+# %% ../../nbs/5_paper/17_study.ipynb #a7b050ab
 PILOT_IMAGES = 4
 
 def pilots(cells, scales, study, preset, what):
@@ -137,7 +134,7 @@ def check_gradient(cell, energy):
         raise UserError(f"the guidance of {cell.classifier!r} ({cell.variant}, class {cell.target}) has a gradient of "
                         "zero everywhere; check the classifier.")
 
-# %% ../../nbs/5_paper/17_study.ipynb #a7b050ab
+# %% ../../nbs/5_paper/17_study.ipynb #39ea495e
 def energy_curves(cells, study, preset):
     "group -> (scales, energies) of the pilots, from the first cell of each group."
     first = {}
@@ -157,7 +154,7 @@ def moved(curve, energy):
     mine, theirs = np.interp(np.log([energy, ENERGY]), log_e, np.log(scales))
     return float(np.exp(np.clip(theirs - mine, -FAR, FAR)))
 
-# %% ../../nbs/5_paper/17_study.ipynb #39ea495e
+# %% ../../nbs/5_paper/17_study.ipynb #fe16ed0b
 def scales_of(cells, study, preset="laptop"):
     "cell -> scales for the study's energies, and for `ENERGY` (the last one)."
     wanted = [*study.energies, ENERGY]

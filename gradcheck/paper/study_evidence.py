@@ -44,7 +44,7 @@ def at_equal_energy(outcomes, column):
         found.append(along_energies(cell, column, energies).assign(**dict(zip(names, key))))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/5_paper/16_study_evidence.ipynb #ee11737e
+# %% ../../nbs/5_paper/16_study_evidence.ipynb #b4fa0fe3
 @dataclass
 class CellEvidence:
     "What the claims are decided on, under one protocol: tables of the study, and whose word on the target counts."
@@ -76,7 +76,7 @@ class CellEvidence:
         unguided = cube(self.base[self.base["image"] < images].assign(replicate=0), "judge")
         return self.probability(kind, variant, "judge") - unguided
 
-# %% ../../nbs/5_paper/16_study_evidence.ipynb #b4fa0fe3
+# %% ../../nbs/5_paper/16_study_evidence.ipynb #867d6af3
 def change(of, kind):
     "What both techniques change, in the direction in which they change it on the whole."
     d = of(kind, "both") - of(kind, "plain")

@@ -74,6 +74,7 @@ def weighted(cosine, energy):
     weights = energy.where(known, 0 * energy)
     return (cosine.nan_to_num() * weights).sum(0) / weights.sum(0)
 
+# %% ../../nbs/5_paper/18_study_runs.ipynb #74317477
 def similarity_rows(cell, run):
     "What successive gradients of a run are like, one row per image; no similarity where there never is a gradient."
     trace, pixels = run.trace, run.samples[0].numel()
