@@ -127,7 +127,7 @@ def trained(task, data, preset, out, device, **options):
 # %% ../nbs/98_cli.ipynb #b3521523
 @app.command()
 def train(
-    what: str = typer.Argument(..., help="ddpm or classifier"),
+    what: str = typer.Argument(..., help="ddpm, classifier or autoencoder"),
     kind: str = typer.Option("nonrobust", help="of a classifier: robust, nonrobust or judge"),
     dataset: str = "sportballs",
     preset: str = "laptop",
@@ -148,12 +148,12 @@ def train(
     ),
     attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index"),
 ):
-    """Train a denoiser or a classifier; the weights and their card end up in OUT. Kill it at any time and continue with
-    --resume."""
+    """Train a denoiser, a classifier or an autoencoder; weights and card end up in OUT. Kill it at any time and continue
+    with --resume."""
     from gradcheck.core import pick_device
     from gradcheck.data.sources import get_dataset
     from gradcheck.models.batches import parse_bytes
-    task = choose("model", what, ["ddpm", "classifier"])
+    task = choose("model", what, ["ddpm", "classifier", "autoencoder"])
     if task == "classifier": task = choose("kind", kind, ["robust", "nonrobust", "judge"])
     said = trained(
         task,

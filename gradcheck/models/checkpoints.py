@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 
 from ..base import FLAG, NOTHING, any_of, either, listed, read_json, real, whole
 from ..core import UserError, write_bytes
+from .autoencoder import Autoencoder
 from .cards import card_digest, check_card, resolve
 from .classifiers import MOST_CLASSES, MobileNetV3Small, ResNet
 from .ddpm import SCHEDULES, VARIANCES, GaussianStart
@@ -42,6 +43,11 @@ ARCHITECTURES = {  # name -> (class, model -> its settings, settings -> model)
         GaussianStart,
         lambda m: dict(rank=len(m.factor), channels=len(m.mean), size=m.mean.shape[-1]),
         lambda c: GaussianStart(**c),
+    ),
+    "Autoencoder": (
+        Autoencoder,
+        lambda m: dict(channels=m.channels, size=m.size, widths=m.widths, code=m.code),
+        lambda c: Autoencoder(**c),
     ),
 }
 CLASSIFIERS = ("MobileNetV3Small", "ResNet")
@@ -68,6 +74,7 @@ ALLOWED = {  # architecture -> field of its settings -> what it may be
     "MobileNetV3Small": CLASSIFIER,
     "ResNet": CLASSIFIER | {"widths": listed(SIZE, most=16)},
     "GaussianStart": {"rank": whole(0, 4096), "channels": whole(1, 64), "size": SIZE},
+    "Autoencoder": {"channels": whole(1, 64), "size": SIZE, "widths": listed(SIZE, most=16), "code": SIZE},
 }
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #85e531c8

@@ -9,7 +9,7 @@ import torch
 from gradcheck.paper.claims import CLAIMS, Evidence
 from gradcheck.runs.tradeoff import trade_off
 from gradcheck.runs.verdicts import Claim, decide, target_probability, verdict
-from gradcheck.runs.tradeoff import fid_at, fid_effect, gain_at_equal_probability
+from gradcheck.runs.tradeoff import fid_effect
 from gradcheck.runs.effects import Effect, paired_effect
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.settings import spec_for
@@ -120,17 +120,6 @@ def test_fid_differences_cover_at_the_nominal_rate():
     ],
 )
 def test_verdicts(low, high, expected): assert verdict(Effect((low + high) / 2, low, high)) == expected
-
-
-def test_fid_at_a_probability_and_gain_in_closed_form():
-    # there and back again, cheaper
-    p, fid = np.array([0.3, 0.5, 0.9, 0.6]), np.array([10.0, 12.0, 20.0, 11.0])
-    assert fid_at(p, fid, np.array([0.3, 0.4, 0.75, 0.9, 0.95])).tolist() == pytest.approx([10, 11, 15.5, 20, np.inf])
-    assert gain_at_equal_probability((p, fid), (p, fid - 3)) == pytest.approx(3)
-    # guidance that only hurts: compared where both are, at no guidance
-    never = np.array([0.3, 0.2, 0.1, 0.25])
-    assert gain_at_equal_probability((never, fid), (p, fid)) == pytest.approx(0)
-    assert fid_at(np.array([0.3, 0.3]), np.array([5.0, 4.0]), np.array([0.3])).tolist() == [4]
 
 
 def test_planted_fid_difference():
