@@ -169,3 +169,11 @@ def test_the_plan_counts_what_a_study_computes():
     total = sum(map(sum, image_steps(cells, TINY).values()))
     assert total == len(cells) * (5 * 4 * 2 + 2 * 3 + 2 * 2 * 2)
     assert f"{total:,} image-steps" in plan_full(TINY)
+
+
+def test_the_command_asks_for_the_study_and_for_nothing_else(cli, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("gradcheck.paper.full.full", lambda out, **how: asked.append(out))
+    monkeypatch.setattr("gradcheck.paper.full.plan_full", lambda **how: "a plan")
+    assert cli("reproduce", "claims", "--full", "--plan")[1] == "a plan\n" and not asked
+    assert cli("reproduce", "claims", "--full", "--out", tmp_path)[0] == 0 and asked == [tmp_path / "study"]
