@@ -203,7 +203,7 @@ def accuracies(e):
 ROBUST = of_kind("Robust and non-robust classifier", [
     Claim(
         text="Stabilisation changes the robust classifier's similarity less than the non-robust one's",
-        where="Figure 3",
+        where="our reading of Figure 3",
         statistic="change by x̂₀-prediction with ADAM, non-robust minus robust",
         measure=compared(similarity_change, "nonrobust", "robust"),
         beside=raw_and_null(("robust", "both")),
@@ -211,7 +211,7 @@ ROBUST = of_kind("Robust and non-robust classifier", [
     ),
     Claim(
         text="Stabilisation changes what the robust classifier achieves less than what the non-robust one does",
-        where="abstract; Figure 3",
+        where="our reading of Figure 3",
         statistic=f"size of the change by x̂₀-prediction with ADAM, non-robust minus robust; {EQUAL_ENERGY}",
         measure=compared(probability_change, "nonrobust", "robust"),
         beside=changes,
@@ -219,7 +219,7 @@ ROBUST = of_kind("Robust and non-robust classifier", [
     ),
     Claim(
         text="Without stabilisation, the robust classifier guides better than the non-robust one",
-        where="abstract",
+        where="our reading of the abstract",
         statistic=f"{EQUAL_ENERGY}, robust minus non-robust",
         measure=compared(probability, ("robust", "plain")),
         short="robust guides better, unmodified",
