@@ -110,8 +110,8 @@ FIGURES["figure_5"] = Figure(
 # %% ../../nbs/5_paper/06_figures.ipynb #166f9ec5
 FIGURES["figure_6"] = Figure(
     "Samples",
-    "Samples for each target class and variant. A column of pictures starts from the same noise in every row. The scale "
-    "of a row is matched on one class; under each panel stands the energy that it injected.",
+    "Samples for each target class and variant. A column of pictures starts from the same noise in every row. The "
+    "scale of a row is matched on one class; under each panel stands the energy that it injected.",
     OURS,
     "not known",
     lambda roles: grid(roles, each_class),
