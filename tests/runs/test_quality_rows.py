@@ -15,19 +15,19 @@ from gradcheck.runs.quality import real_quality, turns
 
 @pytest.fixture(scope="module")
 def real():
-    return real_quality(0, 200)
+    return real_quality(0, 160)
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    images, labels = SportBalls().held_out.batch(range(1000, 1080))
+    images, labels = SportBalls().held_out.batch(range(1000, 1060))
     return images_to_uint8(images), labels.numpy()
 
 
 def test_a_picture_has_its_numbers_whatever_lies_beside_it(pictures):
-    samples = pictures[0][:5]
+    samples = pictures[0][:3]
     together = quality_of(samples, 0)
-    alone = [quality_of(samples[i:i + 1], 0) for i in range(5)]
+    alone = [quality_of(samples[i:i + 1], 0) for i in range(3)]
     assert torch.equal(together.codes, torch.cat([q.codes for q in alone]))
     for column in ("label", "size", "x", "y", "rotation", "whole", "hit"):
         assert together.seen[column].tolist() == [q.seen[column][0] for q in alone]
@@ -44,7 +44,8 @@ def test_real_pictures_are_whole_and_hits_are_the_targets(pictures):
 def test_new_real_pictures_are_near_and_broken_ones_are_not(pictures, real):
     samples, labels = pictures
     near = quality_row(quality_of(samples, 0), real)
-    broken = {name: quality_row(quality_of(x, 0), real) for name, x in broken_pictures(SportBalls(), 32, seed=5).items()}
+    sets = broken_pictures(SportBalls(), 24, seed=5)
+    broken = {name: quality_row(quality_of(x, 0), real) for name, x in sets.items()}
     for name, row in broken.items():
         assert row["KID, all"] > 5 * abs(near["KID, all"]) and row["whole"] < 0.3, name
         assert row["Fréchet, all"] > near["Fréchet, all"], name
@@ -52,8 +53,8 @@ def test_new_real_pictures_are_near_and_broken_ones_are_not(pictures, real):
 
 
 def test_the_limit_lets_few_broken_pictures_pass_and_all_real_ones(pictures):
-    passed = [(quality_of(x, 0).seen["whole"]).mean() for x in broken_pictures(SportBalls(), 64, seed=3).values()]
-    assert np.mean(passed) <= 0.12 and quality_of(pictures[0], 0).seen["off"].max() < whole_limit() / 10
+    passed = [(quality_of(x, 0).seen["whole"]).mean() for x in broken_pictures(SportBalls(), 24, seed=3).values()]
+    assert np.mean(passed) <= 0.15 and quality_of(pictures[0], 0).seen["off"].max() < whole_limit() / 10
 
 
 def test_a_planted_difference_is_found_and_none_is_not(pictures, real):
