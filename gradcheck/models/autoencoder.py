@@ -16,11 +16,14 @@ from ..core import RowLinear, UserError
 def check_pictures(x, channels, size):
     "`x` if it is a batch of images (N, channels, size, size), float; else a `UserError`."
     if x.dim() == 4 and tuple(x.shape[1:]) == (channels, size, size) and x.is_floating_point(): return x
-    raise UserError(f"the autoencoder was given {str(x.dtype)[6:]} of shape {tuple(x.shape)} but takes float32 images of "
-                    f"shape (N, {channels}, {size}, {size}) in [-1, 1].")
+    raise UserError(
+        f"the autoencoder was given {str(x.dtype)[6:]} of shape {tuple(x.shape)} but takes float32 images of "
+        f"shape (N, {channels}, {size}, {size}) in [-1, 1]."
+    )
 
 def smallest_map(size, widths):
-    "The side of an image of `size` px after a halving for each of `widths`; `UserError` if it cannot be halved so often."
+    """The side of an image of `size` px after a halving for each of `widths`; `UserError` if it cannot be halved so
+    often."""
     factor = 2 ** len(widths)
     if size % factor == 0: return size // factor
     raise UserError(f"an autoencoder of {size} px was asked for; it halves pictures {len(widths)} times, so give a "
@@ -52,7 +55,8 @@ class Autoencoder(nn.Module):
 
 # %% ../../nbs/2_models/00_autoencoder.ipynb #f09e943e
 def reconstruction_loss(model, x0, labels=None, generator=None):
-    "The mean squared error of what an autoencoder makes of images `x0` (N, C, H, H); labels and noise are not looked at."
+    """The mean squared error of what an autoencoder makes of images `x0` (N, C, H, H); labels and noise are not looked
+    at."""
     return F.mse_loss(model(x0), x0)
 
 @torch.no_grad()
