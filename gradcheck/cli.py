@@ -178,14 +178,14 @@ app.command()(evaluate)
 # %% ../nbs/98_cli.ipynb #8e324627
 def benchmark_lines(result):
     "What a benchmark measured, a line for each number."
+    from gradcheck.app.benchmark import batch_lines
     images = result["images"]
     for name, s in result["step_seconds"].items():
         ratio = result["ratio_to_bare"][name]
         yield f"{name:8} {s * 1e3:8.1f} ms per step of {images} images   {ratio:.2f} x bare"
     for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds"):
         yield f"{name:36} {result[name]:10.4g}"
-    for name, s in result["seconds_per_denoiser_call"].items():
-        yield f"{name:24} {s * 1e3:8.1f} ms per denoiser call of {images} images"
+    yield from batch_lines(result)
     for name, s in result["cluster"].items():
         yield f"four chunks, {name:12} {s}" if isinstance(s, bool) else f"four chunks, {name:12} {s:8.1f} s"
     for n, gib in result["peak_gib_of_x0_hat_step_by_images"].items():

@@ -18,12 +18,13 @@ from jinja2 import Environment, PackageLoader
 from safetensors.torch import save
 
 from ..core import UserError, image_generators, write_bytes
-from ..guidance.gradients import measure
+from ..guidance.gradients import high_quantile, measure
 from ..models.classifiers import class_probabilities
 from ..paper.presets import ROLES
 from ..pictures import images_to_uint8
 from ..runs.runs import judgement, models, start_of, steps_of
 from ..runs.specs import RunSpec
+from ..runs.together import can_be_apart, in_step
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #a46e1046
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def probabilities(spec, x0, device="cpu"):
 
 def frames_of(spec, device="cpu"):
     "The stream of `Frame`s of all images of a run, consuming the stream that every figure consumes."
-    for step, row in measure(steps_of(spec, range(spec.count), device)):
+    for step, row in measure(steps_of(spec, range(spec.count), device, micro_batch=None)):
         x0 = step.x0_hat.clamp(-1, 1)
         shift = step.shift.sum(1).cpu()
         yield Frame(
@@ -61,7 +62,7 @@ def frames_of(spec, device="cpu"):
             x0_hat=images_to_uint8(x0).cpu(),
             x_prev=images_to_uint8(step.x_prev).cpu(),
             shift=shift.clamp(-6e4, 6e4).half(),          # half precision ends at 65,504
-            peak=shift.abs().flatten().quantile(0.999),
+            peak=high_quantile(shift.abs(), 0.999),
             cosine=row["cosine"],
             energy=row["energy"],
             **probabilities(spec, x0, device),
@@ -112,14 +113,14 @@ def lowest(trajectories, names):
 # %% ../../nbs/6_app/01_trajectories.ipynb #092c15ca
 def record(specs, stop=lambda: False, device="cpu"):
     """Yields label -> `Trajectory` after each step of all settings (a dict label -> `RunSpec`), the same dict, one
-    frame longer each time. Once `stop()` is true, it ends with the step of the one setting that is under way."""
+    frame longer each time. Once `stop()` is true, it ends with the steps that are under way."""
     trajectories = {label: Trajectory(spec) for label, spec in specs.items()}
     streams = {label: frames_of(spec, device) for label, spec in specs.items()}
-    for _ in range(min(spec.steps for spec in specs.values())):
-        for label, stream in streams.items():
-            if stop(): return
-            trajectories[label].frames.append(next(stream))
-        yield trajectories
+    for spec in specs.values(): models(spec, device)         # loaded here, not in two threads at once
+    steps = min(spec.steps for spec in specs.values())
+    for frames in in_step(streams, steps, stop, can_be_apart(specs.values(), device)):
+        for label, frame in frames.items(): trajectories[label].frames.append(frame)
+        if len(frames) == len(streams): yield trajectories
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #1116f6f6
 COOL_WARM = np.array([  # RdBu of ColorBrewer

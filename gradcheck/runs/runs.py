@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..core import UserError, image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, guided_steps
-from ..models.batches import MicroBatch, fitting
+from ..models.batches import MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
 from ..models.networks import in_precision
@@ -140,10 +140,11 @@ def picture_of(spec, x):
     return images_to_uint8(x)
 
 def probabilities_of(spec, samples, device):
-    "guide, judge -> class probabilities (N, classes) of uint8 images."
+    "guide, judge -> class probabilities (N, classes) of uint8 images; in whole tiles, as all that the cache keeps."
     images = uint8_to_images(samples)
     (_, classifier, judge) = models(spec, device)
-    return {k: class_probabilities(judgement(m, images)).cpu() for k, m in (("guide", classifier), ("judge", judge))}
+    def logits(model): return tiled(MicroBatch(), lambda x: [judgement(model, x)], images)[0]
+    return {k: class_probabilities(logits(m)).cpu() for k, m in (("guide", classifier), ("judge", judge))}
 
 # %% ../../nbs/4_runs/02_runs.ipynb #87faf38e
 @torch.no_grad()
