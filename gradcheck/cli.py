@@ -134,7 +134,7 @@ def train(
     ),
     attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index"),
 ):
-    """Train a denoiser, a classifier or an autoencoder; weights and card end up in OUT. Kill it at any time and continue
+    """Train a denoiser, a classifier or an autoencoder; weights and card end up in OUT. Kill it at any time and go on
     with --resume."""
     from gradcheck.core import pick_device
     from gradcheck.data.sources import get_dataset
