@@ -64,13 +64,14 @@ for name in ("nbdev", "pytest", "papermill", "ipykernel", "jupyterlab", "ipywidg
     assert importlib.util.find_spec(name) is None, name
 
 from gradcheck.all import *
-from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_start
+from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_start, load_weights
 
 DDPM, Guidance, guided_steps
 load_denoiser("laptop/ddpm")
 load_start("laptop/start")
 for kind in ("robust", "nonrobust", "nonrobust_coupled", "judge"):
     load_classifier(f"laptop/{{kind}}")
+load_weights("laptop/autoencoder", "Autoencoder")
 """
 
 
@@ -91,7 +92,7 @@ def test_the_wheel_works_in_an_empty_environment(copy, tmp_path):
         return done.stdout
 
     call(str(python), "-c", IMPORT_ALL)
-    assert call(str(gradcheck), "info").count("verified") == 6
+    assert call(str(gradcheck), "info").count("verified") == 7
     call(str(gradcheck), "sample", "--steps", "2", "--count", "1", "--out", str(tmp_path / "sample"))
     assert list((tmp_path / "sample").rglob("*.png"))
 

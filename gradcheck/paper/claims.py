@@ -22,7 +22,7 @@ from .settings import classes_of, spec_for
 from .variants import SHORT, TECHNIQUES
 from ..runs.effects import paired_effect
 from ..runs.evaluation import recognition
-from ..runs.tradeoff import fid_effect, trade_off
+from ..runs.tradeoff import fid_effect, not_compared, trade_off
 from ..runs.verdicts import Claim, against_null, compared, of_kind, probability, probability_T400
 from ..runs.verdicts import raw_and_null, raw_similarity_T400, recognised, similarity_T400, target_probability
 
@@ -162,9 +162,10 @@ PROBABILITY = of_kind("Target probability", [*ALONG_ENERGY, *AT_ONE_ENERGY])
 # %% ../../nbs/5_paper/07_claims.ipynb #b7b902d3
 def highest(v):
     def say(e):
-        mine, plain = e.trade_off[v][0], e.trade_off["plain"][0]
-        reached = f"highest probability {mine[0].max():.2f}, no modification {plain[0].max():.2f}"
-        return f"{reached}, no guidance {plain[0, 0]:.2f}"
+        mine, plain = e.trade_off[v], e.trade_off["plain"]
+        reached = f"highest probability {mine[0][0].max():.2f}, no modification {plain[0][0].max():.2f}"
+        why = not_compared((plain[0][0], plain[1][0]), (mine[0][0], mine[1][0]))
+        return "; ".join(filter(None, [f"{reached}, no guidance {plain[0][0, 0]:.2f}", why]))
     return say
 
 def lower_fid(v, kind):

@@ -182,8 +182,8 @@ def train(
     seed=None,
     steps=None,
 ):
-    """Train a model ("ddpm", "autoencoder" or a classifier kind) on `data` by a preset's recipe, write its weights and
-    card (and a denoiser's start) into `out`; returns the card.
+    """Train a model ("ddpm", "autoencoder" or a classifier kind) on `data` by a preset's recipe, write weights and card
+    (and a denoiser's start) into `out`; returns the card.
 
     `seed` is another than the recipe's, `steps` are fewer, `minutes` shortens it to what this machine can do, `largest`
     (bytes) splits the weights into files. Raises `UserError` as `Trainer` does, for minutes that are none, and while

@@ -9,8 +9,8 @@ from gradcheck.core import UserError
 from gradcheck.data.sportballs import SportBalls
 from gradcheck.pictures import images_to_uint8
 from gradcheck.runs.oracle import broken_pictures, periods, whole_limit
-from gradcheck.runs.quality import Quality, circular_distance, factor_distances, kid_change, quality_of, quality_row
-from gradcheck.runs.quality import real_quality, turns
+from gradcheck.runs.quality import Quality, circular_distance, disagreement, factor_distances, kid_change, quality_of
+from gradcheck.runs.quality import quality_row, real_quality, turns
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,15 @@ def test_turns_are_told_up_to_symmetry():
     assert periods() == (180, 180, 120, 72)
     seen = pd.DataFrame(dict(label=[0, 0, 3, 3], rotation=[45, 225, 36, 108]))
     assert turns(seen).tolist() == pytest.approx([0.25, 0.25, 0.5, 0.5])
+
+
+def test_where_judge_and_oracle_disagree():
+    seen = pd.DataFrame(dict(label=[0, 0, 1, 1], whole=[True, True, False, False], hit=False))
+    said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.95, 0.05], [0.6, 0.4]])
+    four = Quality(torch.zeros(4, 64), seen)
+    assert disagreement(four, said) == {"another class": 0.5, "sure of no ball": 0.5}
+    assert np.isnan(disagreement(four.part([1, 1, 0, 0]), said[:2])["sure of no ball"])
+    with pytest.raises(UserError, match="the same ones"): disagreement(four, said[:3])
 
 
 def test_bad_input(pictures):
