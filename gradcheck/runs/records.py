@@ -163,9 +163,9 @@ def bounds(table, column, images):
 
 # %% ../../nbs/4_runs/09_records.ipynb #96083169
 def interval(row):
-    "A claim's effect and its 95 % interval, for people."
-    numbers = (float(row[k] if row[k] != "" else "nan") for k in ("effect", "low", "high"))
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*numbers)
+    "A claim's effect and its 95 % interval, for people; one that nothing is known of is \"not known\"."
+    numbers = [float(row[k] if row[k] != "" else "nan") for k in ("effect", "low", "high")]
+    return "not known" if np.isnan(numbers[0]) else "{:+.3f} ({:+.3f} to {:+.3f})".format(*numbers)
 
 # %% ../../nbs/4_runs/09_records.ipynb #131c6ff7
 KEYS = ("claim", "curve", "run", "variant", "way", "basis", "class", "classifier", "input", "target", "t")
