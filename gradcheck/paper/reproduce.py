@@ -157,9 +157,9 @@ def checked(figures, preset, seed, parameters):
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #d945aacf
 def default_figures(parameters):
-    """What is made where no figure is named: all but appendices; for models or a stabilizer of your own, those that are
-    about them."""
-    figures = [name for name, known in FIGURES.items() if not known.appendix]
+    """What is made where no figure is named: all but appendices; under other parameters, what depends on any; for
+    models or a stabilizer of your own, those that are about them."""
+    figures = [name for name, known in FIGURES.items() if not (known.appendix or known.fixed and parameters)]
     if parameters.get("denoiser") or parameters.get("classifier"):
         figures = [f for f in figures if FIGURES[f].own or (f == "claims" and parameters.get("robust"))]
     return [f for f in figures if FIGURES[f].adam] if parameters.get("stabilizer") else figures

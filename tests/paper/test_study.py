@@ -177,3 +177,9 @@ def test_the_command_asks_for_the_study_and_for_nothing_else(cli, monkeypatch, t
     monkeypatch.setattr("gradcheck.paper.full.plan_full", lambda **how: "a plan")
     assert cli("reproduce", "claims", "--full", "--plan")[1] == "a plan\n" and not asked
     assert cli("reproduce", "claims", "--full", "--out", tmp_path)[0] == 0 and asked == [tmp_path / "study"]
+
+
+@pytest.mark.parametrize("parameters, made", [({}, True), (dict(mode="paper"), False), (dict(target=2), False)])
+def test_what_depends_on_no_parameter_is_not_made_again_under_others(parameters, made):
+    from gradcheck.paper.reproduce import default_figures
+    assert ("study" in default_figures(parameters)) is made
