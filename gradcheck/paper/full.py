@@ -40,12 +40,13 @@ def plan_full(study=FULL, preset="laptop", device="auto"):
     device = pick_device(device)
     cells = cells_of(study, preset)
     by_where = {spec_of(cell, 1.0, study, preset).where: cell for cell in cells}
+    counted = image_steps(cells, study)
     seconds = 0.0
-    for where, (many, few) in image_steps(cells, study).items():
+    for where, (many, few) in counted.items():
         spec = spec_of(by_where[where], 1.0, study, preset, steps=study.long_steps)
         seconds += many * seconds_per_image_step(spec, study.count, device)
         seconds += few * seconds_per_image_step(spec, study.long_count, device)
-    total = sum(sum(steps) for steps in image_steps(cells, study).values())
+    total = sum(map(sum, counted.values()))
     return (f"{len(cells)} cells (protocol, classifier, class, way), {total:,} image-steps: about "
             f"{duration(seconds).strip()} here, measured on a few steps; finished chunks are kept.")
 

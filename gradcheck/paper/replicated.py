@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..runs.cells import SMALLEST, decide_all
-from .study_evidence import CellEvidence, against_plain, between_kinds, smaller_change
+from ..runs.verdicts import of_kind
+from .study_evidence import CellEvidence, against_plain, at_equal_energy, between_kinds
+from .study_evidence import smaller_change
 from .variants import SHORT, TECHNIQUES
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #27a6f78c
@@ -26,7 +28,7 @@ class CellClaim:
     where: str
     measure: Callable                # CellEvidence -> differences (classifiers, classes, images)
     unit: str
-    kind: str
+    kind: str = ""                   # claims of a kind stand together
     note: str = ""
 
 READING = "our reading"
@@ -39,7 +41,6 @@ STEADY = [
         where="Figure 1",
         measure=lambda e: between_kinds(e.similarity),
         unit="similarity",
-        kind="Similarity from step to step",
     ),
     CellClaim(
         text="The same, each step weighted by the energy that it injects",
@@ -47,7 +48,6 @@ STEADY = [
         where=READING,
         measure=lambda e: between_kinds(e.similarity, "weighted"),
         unit="similarity",
-        kind="Similarity from step to step",
     ),
 ]
 
@@ -60,7 +60,6 @@ RAISED = [
         where="Figure 2",
         measure=lambda e, v=v: against_plain(e.similarity, v),
         unit="similarity",
-        kind="Similarity from step to step",
         note=FILTER if v != "x0_hat" else "",
     )
     for v in TECHNIQUES
@@ -72,7 +71,6 @@ RAW = [
         where=READING,
         measure=lambda e, v=v: against_plain(e.similarity, v, "raw"),
         unit="similarity",
-        kind="Similarity from step to step",
     )
     for v in ("adam", "both")
 ]
@@ -82,7 +80,6 @@ LESS_STEADIED = CellClaim(
     where=READING,
     measure=lambda e: smaller_change(e.similarity),
     unit="similarity",
-    kind="Similarity from step to step",
 )
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #c311fccd
@@ -93,7 +90,6 @@ GUIDES = [
         where="abstract",
         measure=lambda e, v=v: against_plain(e.probability, v),
         unit="probability",
-        kind="Target probability at equal energy",
     )
     for v, name in TECHNIQUES.items()
 ]
@@ -103,7 +99,6 @@ BASE = CellClaim(
     where=READING,
     measure=lambda e: e.lifted("nonrobust", "plain"),
     unit="probability",
-    kind="Target probability at equal energy",
 )
 KINDS = [
     CellClaim(
@@ -112,7 +107,6 @@ KINDS = [
         where=READING,
         measure=lambda e: between_kinds(e.probability),
         unit="probability",
-        kind="Target probability at equal energy",
     ),
     CellClaim(
         text="Stabilisation changes what robust classifiers achieve less than what non-robust ones do",
@@ -120,10 +114,12 @@ KINDS = [
         where=READING,
         measure=lambda e: smaller_change(e.probability),
         unit="probability",
-        kind="Target probability at equal energy",
     ),
 ]
-CELL_CLAIMS = (*STEADY, *RAISED, *RAW, LESS_STEADIED, *GUIDES, BASE, *KINDS)
+CELL_CLAIMS = (
+    *of_kind("Similarity from step to step", [*STEADY, *RAISED, *RAW, LESS_STEADIED]),
+    *of_kind("Target probability at equal energy", [*GUIDES, BASE, *KINDS]),
+)
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #b2710041
 READ = tuple(claim for claim in CELL_CLAIMS if claim.unit == "probability")      # by guide or judge
@@ -133,7 +129,7 @@ READINGS = {   # (protocol, reader) -> the claims that are read so
     ("ours", "judge"): CELL_CLAIMS,
 }
 
-HEADLINE = (STEADY[0], RAISED[0], *GUIDES, KINDS[0])       # what a reader should see first
+HEADLINE = [claim.text for claim in (STEADY[0], RAISED[0], *GUIDES, KINDS[0])]       # what a reader should see first
 
 def row_of(claim, decision):
     "A claim and its decision as a row."
@@ -152,7 +148,7 @@ def row_of(claim, decision):
         classes=decision.classes,
         discordant=decision.discordant,
         note=claim.note,
-        headline=claim in HEADLINE,
+        headline=claim.text in HEADLINE,
     )
 
 def decided(evidence, claims):
@@ -170,10 +166,10 @@ def decided(evidence, claims):
 
 def decide_study(outcomes, similarities, base, readings=READINGS):
     "(table, cells) of all claims, under each (protocol, reader) whose protocol the study has."
-    tables = outcomes, similarities, base
+    reached = {word: at_equal_energy(outcomes, word) for word in ("guide", "judge")}
     protocols = {*outcomes["protocol"]}
     found = [
-        decided(CellEvidence(*reading, *tables), claims)
+        decided(CellEvidence(*reading, reached, similarities, base), claims)
         for reading, claims in readings.items()
         if reading[0] in protocols
     ]

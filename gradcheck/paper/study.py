@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROTOCOLS', 'WAYS', 'FULL', 'PILOT_IMAGES', 'usable', 'replicates', 'Study', 'Cell', 'cells_of', 'under',
-           'spec_of', 'run_few', 'run_batches', 'pilots', 'check_gradient', 'energy_curves', 'moved', 'scales_of']
+           'spec_of', 'run_few', 'run_batches', 'pilots', 'energy_curves', 'moved', 'scales_of']
 
 # %% ../../nbs/5_paper/17_study.ipynb #9b473030
 import warnings
@@ -19,7 +19,7 @@ from ..models.batches import TILE
 from ..models.catalogue import open_classifier
 from ..runs.loose import Loose, loose_folder
 from ..runs.runs import run_all
-from ..runs.scales import FAR, PILOTS, interpolate_scales
+from ..runs.scales import FAR, PILOTS, check_injected, interpolate_scales, log_energies, three_digits
 from ..runs.specs import PROBE
 from .presets import get_preset
 from .settings import preset_for, spec_for
@@ -129,10 +129,6 @@ def pilots(cells, scales, study, preset, what):
     }
     return [run.energy.mean().item() for run in run_few(specs, PILOT_IMAGES).values()]
 
-def check_gradient(cell, energy):
-    if not 0 < energy < float("inf"):
-        raise UserError(f"the guidance of {cell.classifier!r} ({cell.variant}, class {cell.target}) has a gradient of "
-                        "zero everywhere; check the classifier.")
 
 # %% ../../nbs/5_paper/17_study.ipynb #39ea495e
 def energy_curves(cells, study, preset):
@@ -140,18 +136,17 @@ def energy_curves(cells, study, preset):
     first = {}
     for cell in cells: first.setdefault(cell.group, cell)
     injected = pilots(list(first.values()), [PROBE] * len(first), study, preset, "probe")
-    for cell, energy in zip(first.values(), injected): check_gradient(cell, energy)
+    for cell, energy in zip(first.values(), injected): check_injected(spec_of(cell, PROBE, study, preset), energy)
     scales = [[PROBE * ENERGY / e * f for f in PILOTS] for e in injected]
     repeated = [cell for cell in first.values() for _ in PILOTS]
-    energies = pilots(repeated, [float(f"{s:.3g}") for row in scales for s in row], study, preset, "pilot")
+    energies = pilots(repeated, [three_digits(s) for row in scales for s in row], study, preset, "pilot")
     rows = np.array(energies).reshape(len(first), len(PILOTS))
     return {group: (s, e) for group, s, e in zip(first, scales, rows)}
 
 def moved(curve, energy):
     "How much larger a cell's scale must be than its group's, if it injects `energy` where the group injects `ENERGY`."
     scales, energies = curve
-    log_e = np.maximum.accumulate(np.log(np.maximum(energies, 1e-9))) + 1e-6 * np.arange(len(energies))
-    mine, theirs = np.interp(np.log([energy, ENERGY]), log_e, np.log(scales))
+    mine, theirs = np.interp(np.log([energy, ENERGY]), log_energies(energies), np.log(scales))
     return float(np.exp(np.clip(theirs - mine, -FAR, FAR)))
 
 # %% ../../nbs/5_paper/17_study.ipynb #fe16ed0b
@@ -163,4 +158,4 @@ def scales_of(cells, study, preset="laptop"):
     others = [cell for cell in cells if cell.replicate]
     injected = pilots(others, [known[c.group][-1] for c in others], study, preset, "pilot") if others else []
     factors = {cell: moved(curves[cell.group], energy) for cell, energy in zip(others, injected)}
-    return {cell: [float(f"{s * factors.get(cell, 1.0):.3g}") for s in known[cell.group]] for cell in cells}
+    return {cell: [three_digits(s * factors.get(cell, 1.0)) for s in known[cell.group]] for cell in cells}

@@ -47,17 +47,19 @@ def at_equal_energy(outcomes, column):
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #b4fa0fe3
 @dataclass
 class CellEvidence:
-    "What the claims are decided on, under one protocol: tables of the study, and whose word on the target counts."
+    """What the claims are decided on, under one protocol: tables of the study, and whose word on the target counts;
+    `reached` holds the outcomes `at_equal_energy` by whose word they are."""
     protocol: str
     reader: str
-    outcomes: pd.DataFrame
+    reached: dict
     similarities: pd.DataFrame
     base: pd.DataFrame
 
     def __post_init__(self):
-        mine = [t[t["protocol"] == self.protocol] for t in (self.outcomes, self.similarities, self.base)]
-        self.outcomes, self.similarities, self.base = mine
-        self.reached = {word: at_equal_energy(self.outcomes, word) for word in ("guide", "judge")}
+        def mine(table): return table[table["protocol"] == self.protocol]
+        self.reached = {word: mine(table) for word, table in self.reached.items()}
+        self.similarities = mine(self.similarities)
+        self.base = mine(self.base)
 
     def similarity(self, kind, variant, column="similarity"):
         "A column of the similarities (replicates, classes, images)."
@@ -72,7 +74,7 @@ class CellEvidence:
 
     def lifted(self, kind, variant):
         "By how much guidance raises the judge's probability above that without guidance, for the same noise."
-        images = self.outcomes["image"].nunique()
+        images = self.reached["judge"]["image"].nunique()
         unguided = cube(self.base[self.base["image"] < images].assign(replicate=0), "judge")
         return self.probability(kind, variant, "judge") - unguided
 

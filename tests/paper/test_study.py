@@ -131,7 +131,7 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
     table = pd.read_csv(folder / "claims.csv")
     assert len(table) == 2 * len(CELL_CLAIMS) + sum(c.unit == "probability" for c in CELL_CLAIMS)
     rows = summary(table)
-    assert [r["claim"] for r in rows] == [c.text for c in CELL_CLAIMS if c in HEADLINE] and len(rows) <= 6
+    assert [r["claim"] for r in rows] == [c.text for c in CELL_CLAIMS if c.text in HEADLINE] and len(rows) <= 6
     assert markdown(rows).count("\n") == len(rows) + 1
     path = folder / "outcomes.csv.gz"
     for damaged in (path.read_bytes()[:-9], b"", b"a,b\n", packed(tables["outcomes"].drop(columns="judge"))):
