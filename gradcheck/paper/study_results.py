@@ -34,10 +34,10 @@ def packed(table):
 
 def write_study(tables, known, folder):
     """Write a study: its `tables` (those of `COLUMNS`, by name), what is `known` of it (a dict for study.json), the
-    decided claims and their cells; returns the folder."""
+    claims decided on what was written, and their cells; returns the folder."""
     folder = located(folder)
-    claims, cells = decide_study(*tables.values())
     for name, table in tables.items(): write_bytes(folder / f"{name}.csv.gz", packed(table))
+    claims, cells = decide_study(**read_study(folder))
     for name, table in (("claims", claims), ("cells", cells)):
         text = table.to_csv(index=False, float_format="%.5g", lineterminator="\n")
         write_bytes(folder / f"{name}.csv", text.encode("utf-8"))

@@ -128,6 +128,8 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
     folder = write_study(tables, dict(study="planted"), tmp_path / "study")
     again = read_study(folder)
     for name, table in tables.items(): assert packed(again[name]) == packed(table)
+    decided = write_study(again, dict(study="planted"), tmp_path / "again") / "claims.csv"
+    assert decided.read_bytes() == (folder / "claims.csv").read_bytes()
     table = pd.read_csv(folder / "claims.csv")
     assert len(table) == 2 * len(CELL_CLAIMS) + sum(c.unit == "probability" for c in CELL_CLAIMS)
     rows = summary(table)
