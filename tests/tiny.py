@@ -1,6 +1,10 @@
-"Models of somebody, too small for anything but a test."
+"Models of somebody, too small for anything but a test, and a training that is stopped by hand."
+
+from contextlib import contextmanager
 
 import pytest
+
+from gradcheck.models.training import Trainer
 
 CLASSIFIER = """
 import torch
@@ -32,3 +36,17 @@ def own_models(folder, channels=3, size=16, names=("no", "yes")):
     source = CLASSIFIER.format(channels=channels, classes=len(names), names=list(names))
     (folder / "mine.py").write_text(source, encoding="utf-8")
     return dict(denoiser=str(folder / "pipeline"), classifier=f"{folder / 'mine.py'}:make")
+
+
+@contextmanager
+def stopped_at(step):
+    "Inside, a training that has made so many steps writes its checkpoint and is stopped by hand."
+    train_step = Trainer.train_step
+    def stopped(trainer, *batch):
+        if trainer.step == step:
+            trainer.save()
+            raise KeyboardInterrupt
+        return train_step(trainer, *batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopped)
+        yield

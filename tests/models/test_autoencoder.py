@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import stopped_at
 
 from gradcheck.core import UserError
 from gradcheck.data.sportballs import SportBalls
@@ -83,17 +84,9 @@ def test_training_lowers_the_error_and_is_the_same_twice(tmp_path, held_out, glo
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 
 
-def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+def test_it_goes_on_where_it_was_stopped(tmp_path):
     whole = trained(tmp_path / "whole", steps=6)[1]
-    step = Trainer.train_step
-    def stopped(trainer, *batch):
-        if trainer.step == 3:
-            trainer.save()
-            raise KeyboardInterrupt
-        return step(trainer, *batch)
-    monkeypatch.setattr(Trainer, "train_step", stopped)
-    with pytest.raises(KeyboardInterrupt): trained(tmp_path / "parts", steps=6)
-    monkeypatch.setattr(Trainer, "train_step", step)
+    with stopped_at(3), pytest.raises(KeyboardInterrupt): trained(tmp_path / "parts", steps=6)
     trainer, resumed = trained(tmp_path / "parts", steps=6, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
 

@@ -4,10 +4,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import stopped_at
 
 from gradcheck.models.cards import card_digest
 from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_weights, read_card, save_weights
@@ -65,7 +67,7 @@ def stop_after(t, steps):
 
 def test_kill_9_then_resume(tmp_path):
     code = f"""
-import sys; sys.path.insert(0, {str(__import__('pathlib').Path(__file__).parent)!r})
+import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from test_training import trainer
@@ -111,18 +113,9 @@ def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypa
     assert cli(*train, tmp_path / "long", "--minutes", "60")[0] == 0
     assert spoken(tmp_path / "long")["steps"] == 4 and "shortened_from" not in spoken(tmp_path / "long")
 
-    step, begun = Trainer.train_step, []
-    def stopped(trainer, *batch):
-        if trainer.step == 2:
-            trainer.save()
-            raise KeyboardInterrupt
-        return step(trainer, *batch)
-    monkeypatch.setattr(Trainer, "train_step", stopped)
-    assert (
-        cli(*train, tmp_path / "parts", "--minutes", "0.5")[0] == 130
-        and not (tmp_path / "parts" / "robust.safetensors").exists()
-    )
-    monkeypatch.setattr(Trainer, "train_step", step)
+    with stopped_at(2): code = cli(*train, tmp_path / "parts", "--minutes", "0.5")[0]
+    assert code == 130 and not (tmp_path / "parts" / "robust.safetensors").exists()
+    begun = []
     # the time of the first call counts: nothing is measured again
     monkeypatch.setattr("gradcheck.paper.train.seconds_per_step", lambda *args: begun.append(1))
     assert cli(*train, tmp_path / "parts", "--minutes", "0.5", "--resume")[0] == 0 and not begun
