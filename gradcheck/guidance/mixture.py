@@ -133,6 +133,7 @@ class TimedGuidance(Guidance):
     "Guidance by a classifier that is told the time: `classifier(abar)` is a classifier of images."
     def evaluate(self, ddpm, denoiser, x_t, t, micro_batch):
         now = Guidance(self.classifier(ddpm.abar[t]), self.target, self.objective, self.where, scale=self.scale)
+        now.seeds = self.seeds
         return now.evaluate(ddpm, denoiser, x_t, t, micro_batch)
 
 def robust_guidance(mixture, target, **choices):
