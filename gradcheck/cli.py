@@ -16,8 +16,8 @@ from typing import List, Optional
 import typer
 
 from .base import UserError, choose, make_folder
-from .commands import Checkpointing, Denoiser, Device, Memory, Stopped
-from .commands import app, engine_for, unforeseen, write_json
+from .commands import Stopped, app, engine_for, unforeseen, write_json
+from .options import Checkpointing, Denoiser, Device, Memory
 from .measures import evaluate
 
 # %% ../nbs/98_cli.ipynb #ac2c8017

@@ -96,7 +96,8 @@ class Interval:
 # %% ../../nbs/3_guidance/03_sampling.ipynb #9f3ff94b
 @dataclass(frozen=True)
 class Value:
-    """What is to grow: images (N, C, H, W) to one number each (N,), for targets (N,). `seeds` (N,) are the images' own."""
+    """What is to grow: images (N, C, H, W) to one number each (N,), for targets (N,); `seeds` (N,) are the images'
+    own."""
     objective: Callable
     classifier: nn.Module
     target: torch.Tensor

@@ -42,8 +42,8 @@ def monte_carlo(where, count=10):
 
 # %% ../../nbs/3_guidance/07_ways.ipynb #9c1e68ff
 def interpolation(size, zoom, shift):
-    """Matrices (N, 1, size, size) that resize a side by `zoom` (N,) about its middle, then move it by `shift` (N,) of its
-    length; beyond the edge the edge goes on."""
+    """Matrices (N, 1, size, size) that resize a side by `zoom` (N,) about its middle, then move it by `shift` (N,) of
+    its length; beyond the edge the edge goes on."""
     places = torch.arange(size, dtype=zoom.dtype, device=zoom.device)
     middle = (size - 1) / 2
     source = ((places - middle) / zoom[:, None] + middle - size * shift[:, None]).clamp(0, size - 1)
@@ -110,7 +110,8 @@ def in_cone(where, robust, degrees=30.0):
 
 # %% ../../nbs/3_guidance/07_ways.ipynb #b48ee40b
 def ascended(scale=1.0, count=1):
-    "The sum of `count` gradients with respect to x0-hat along an ascent by `scale` (a number or a schedule) times each."
+    """The sum of `count` gradients with respect to x0-hat, along an ascent by `scale` (a number or a schedule) times
+    each."""
     check_count(count, "ascents")
     def at_x0_hat_mean(ddpm, denoiser, x_t, t, value):
         with torch.no_grad(): x0 = predict(ddpm, denoiser, x_t, t)
@@ -164,8 +165,8 @@ def check_place(spec):
         raise UserError(f"where {where!r} sets the length of a gradient and stabilizer 'unit' takes it away again; "
                         "choose one of them.")
     if (where in MEANS) != (spec.sampler == "mpgd"):
-        raise UserError(f"where {where!r} does not go with sampler {spec.sampler!r}: {' and '.join(MEANS)} are gradients "
-                        "with respect to x0-hat, and sampler mpgd takes no others; choose both or neither.")
+        raise UserError(f"where {where!r} does not go with sampler {spec.sampler!r}: {' and '.join(MEANS)} are "
+                        "gradients with respect to x0-hat, and sampler mpgd takes no others; choose both or neither.")
     if where == "x0_hat_mean_4" and spec.stabilizer != "none":
         raise UserError(f"stabilizer {spec.stabilizer!r} stands behind an ascent in four steps that is over by then; "
                         "choose where x0_hat_mean, or no stabilizer.")
@@ -175,8 +176,9 @@ def check_sphere(spec):
     "`UserError` unless the scale of a setting with DSG's sampler is a share of the way."
     if spec.sampler != "dsg" or spec.where == "unguided": return
     if spec.stabilizer != "unit" or spec.scale > 1:
-        raise UserError(f"sampler 'dsg' goes a share s of the way to the gradient's direction, and was given stabilizer "
-                        f"{spec.stabilizer!r} and scale {spec.scale:g}; give stabilizer unit and a scale from 0 to 1.")
+        raise UserError("sampler 'dsg' goes a share s of the way to the gradient's direction, and was given "
+                        f"stabilizer {spec.stabilizer!r} and scale {spec.scale:g}; give stabilizer unit and a scale "
+                        "from 0 to 1.")
     if spec.state != "float32": raise UserError("sampler 'dsg' has no float16 state; leave the state float32.")
 
 def check_control(spec):
