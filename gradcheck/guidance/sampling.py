@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import UserError, image_generators, own_seeds, randn
+from ..core import UserError, counter_integers, own_seeds, randn
 from .stabilizers import Stabilizer, guarded
 from ..models.batches import as_micro_batch, tiled
 from ..models.ddpm import VARIANCES, predict
@@ -111,7 +111,8 @@ class Value:
 
     def generators(self, t):
         "A generator for each image, the same whenever step `t` is asked."
-        return [image_generators(seed, [t])[0] for seed in self.seeds.tolist()]
+        words = counter_integers(2**32, t, self.seeds.cpu().numpy())
+        return [torch.Generator().manual_seed(word) for word in words.tolist()]
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #94b38a3a
 @dataclass

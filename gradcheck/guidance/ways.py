@@ -33,9 +33,9 @@ def monte_carlo(where, count=10):
     check_count(count, "draws of the Monte Carlo likelihood")
     @wraps(where)
     def likelihood(ddpm, denoiser, x_t, t, value):
-        generators, sigma = value.generators(t), (1 - ddpm.abar_at(t, x_t)).sqrt()
-        noise = [sigma * randn(x_t.shape, generators, x_t.device).to(x_t.dtype) for _ in range(count)]
-        def mean(image): return torch.stack([value(image + eps) for eps in noise]).logsumexp(0) - math.log(count)
+        eps = randn((len(x_t), count, *x_t.shape[1:]), value.generators(t), x_t.device)
+        noise = ((1 - ddpm.abar_at(t, x_t)).sqrt() * eps.to(x_t.dtype)).unbind(1)
+        def mean(image): return torch.stack([value(image + z) for z in noise]).logsumexp(0) - math.log(count)
         return where(ddpm, denoiser, x_t, t, mean)
 
     return likelihood

@@ -88,7 +88,7 @@ def test_monte_carlo_is_a_log_of_a_mean_of_probabilities():
     x, t, seeds = points(3), 100, torch.tensor([5, 6, 7])
     sigma, x0 = (1 - WORLD.abar[t]).sqrt(), WORLD.abar[t].sqrt() * x
     draws = Value(likelihood, Gaussian(), 0, seeds).generators(t)
-    noise = torch.stack([randn(x.shape, draws) for _ in range(4)]).double()
+    noise = randn((3, 4, 1, 1, 1), draws).double().transpose(0, 1)
     around = x0 + sigma * noise
     p = (-((around - Y) ** 2) / (2 * TAU2)).exp()
     slope = (p * (Y - around) / TAU2).sum(0) / p.sum(0) * WORLD.abar[t].sqrt()
@@ -208,12 +208,16 @@ def test_mean_guidance_moves_x0_hat_and_holds_the_noise():
     assert torch.allclose(out, expected)
     still = sampler.step(WORLD, x, x0, t, t_prev, noise, 0 * push)
     assert torch.allclose(out - still, sampler.gain(WORLD, t, t_prev, x) * push)
-    # the posterior of a Gaussian is reached where the shift is the posterior mean's
+
+
+def test_mean_guidance_reaches_a_gaussian_conditional():
+    "By the way of E[x0 | x_t, y] - E[x0 | x_t], times what a shift of x0-hat is worth where the noise is not held."
     x_T = points(5000)
     class Best(Guidance):
         def evaluate(self, ddpm, denoiser, x_t, t, micro_batch):
-            x0, left = WORLD.abar[t].sqrt() * x_t, 1 - WORLD.abar[t]
-            return x0, left / (left + TAU2) * (Y - x0)
+            abar, abar_prev = WORLD.abar_at(t, x_t), WORLD.abar_at(t - 1, x_t)
+            x0, left = abar.sqrt() * x_t, 1 - abar
+            return x0, (1 - abar / abar_prev) / left * left / (left + TAU2) * (Y - x0)
     # to the end of 400 steps, one after the other
     for last in guided_steps(WORLD, Exact(), Best(None, 0), x_T, generator(9), sampler=MeanShift(DDIM(eta=1.0))): pass
     assert abs(last.x_prev.mean() - Y / (1 + TAU2)) < 0.04 and abs(last.x_prev.var() - TAU2 / (1 + TAU2)) < 0.04
