@@ -67,5 +67,7 @@ def candidates_of(spec, images):
 def favourites(spec, tensors):
     "Of the tensors of all candidates those of the chosen; images are second in curves, and first elsewhere."
     kept = best_of(tensors["guide"][:, spec.target], spec.candidates)
-    curves = {k: v[:, kept] for k, v in tensors.items() if k.startswith("trace.")}
-    return {k: v if k == "times" else curves.get(k, v[kept]) for k, v in tensors.items()}
+    def of_kept(name, values):
+        if name == "times": return values
+        return values[:, kept] if name.startswith("trace.") else values[kept]
+    return {name: of_kept(name, values) for name, values in tensors.items()}
