@@ -336,7 +336,12 @@ def test_every_field_but_the_count_changes_the_key():
         and replace(base, scale=10).key == base.key
         and replace(base, target="baseball").key == base.key
     )
-    assert set(changed) | {"count", "denoiser"} == set(base.__dataclass_fields__)
+    # two fields have a meaning beside others only
+    cone = replace(base, where="x_t_cone", robust="laptop/robust")
+    unguided = replace(base, where="unguided")
+    assert replace(cone, robust="laptop/judge").key != cone.key
+    assert replace(unguided, candidates=2).key != unguided.key
+    assert set(changed) | {"count", "denoiser", "robust", "candidates"} == set(base.__dataclass_fields__)
 
 
 def test_pixels_round_trip():
