@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClickException', 'check_known', 'reproduce', 'prepared', 'plan_of', 'study', 'trained', 'train', 'benchmark_lines',
-           'bench', 'prepare', 'main']
+           'bench', 'check_given', 'prepare', 'main']
 
 # %% ../nbs/98_cli.ipynb #d91d8e27
 import os
@@ -215,12 +215,20 @@ def _say(message, code):
     print(f"gradcheck: {message}", file=sys.stderr)
     return code
 
+def check_given(arguments):
+    "`UserError` for an argument that is empty, which would be read as one that was left out, or as this folder."
+    for before, given in zip(["", *arguments], arguments):
+        if given and not (given.startswith("--") and given.endswith("=")): continue
+        name = given[:-1] or (before if before.startswith("-") else "an argument")
+        raise UserError(f"{name} is empty; give it a value (a variable of the shell may not be set), or leave it out.")
+
 def prepare():
-    "Make the terminal show what it cannot, and functions found where the command is given."
+    "Make the terminal show what it cannot, and functions found where the command is given; refuse what is empty."
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try: here = os.getcwd()
     except OSError: raise UserError("the working directory is gone; change to a folder that is there.") from None
+    check_given(sys.argv[1:])
     if here not in sys.path: sys.path.insert(0, here)                     # MODULE:FUNCTION is looked for here
 
 # %% ../nbs/98_cli.ipynb #4e48380e

@@ -108,6 +108,7 @@ def test_an_option_at_its_edges(cli, at_once, command, name, option):
         code, _, err = cli(command, *base, *option, *([] if not option and value == "--" else [value]))
         assert code in (0, 2), (value, code, err)
         assert code == 0 or one_sentence(err), (value, err)
+        assert value or (code == 2 and "is empty" in err), (code, err)
 
 
 PARAMETERS = ["steps", "count", "scale", "target", "seed", "mode", "denoiser", "classifier", "data", "out", "", "é"]
