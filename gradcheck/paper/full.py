@@ -27,8 +27,7 @@ def image_steps(cells, study):
     "where -> (image-steps in batches, image-steps of few images) of the study's cells."
     counted = {}
     for cell in cells:
-        pilots = 1 if cell.replicate else 1 + len(PILOTS)
-        few = pilots * PILOT_IMAGES * study.steps + study.long_count * study.long_steps
+        few = (1 + len(PILOTS)) * PILOT_IMAGES * study.steps + study.long_count * study.long_steps
         many = len(study.energies) * study.count * study.steps
         where = spec_of(cell, 1.0, study).where
         before = counted.get(where, (0, 0))

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core import UserError, image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
-from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, guided_steps
+from ..guidance.sampling import OBJECTIVES, WHERE, Guidance, NonFinite, guided_steps
 from ..models.batches import MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
@@ -130,10 +130,10 @@ def micro_batch_of(spec, count, machine):
 def judgement(classifier, images, batch=64): return torch.cat([classifier(x).float() for x in images.split(batch)])
 
 def picture_of(spec, x):
-    "The uint8 images of final states `x` (N, C, H, W); `UserError` if one is not finite."
+    "The uint8 images of final states `x` (N, C, H, W); `NonFinite` if one is not finite."
     bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
-        raise UserError(
+        raise NonFinite(
             f"image {bad[0]} of a chunk is not finite after {spec.steps} steps (denoiser {spec.denoiser!r}, scale "
             f"{spec.scale:g}); lower the scale or check the denoiser."
         )
@@ -180,7 +180,9 @@ class Local:
         "Yields `(task, tensors)` for tasks `(label, spec, images)`, in any order; `bar` is told what happens."
         for label, spec, images in tasks:
             bar.set_description(label)
-            yield (label, spec, images), self.chunk(spec, images, bar)
+            try: tensors = self.chunk(spec, images, bar)
+            except NonFinite as e: raise e.of(label)
+            yield (label, spec, images), tensors
 
     def chunk(self, spec, images, bar):
         "The tensors of one chunk; a micro-batch that was halved once stays so."

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
+from gradcheck.guidance.sampling import NonFinite
 from gradcheck.paper.full import against_reference, check_full, full, image_steps, plan_full
 from gradcheck.paper.page import markdown, summary
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, decide_study
-from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, moved, replicates, spec_of
+from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, replicates, spec_of
 from gradcheck.paper.study_evidence import along_energies, cube
 from gradcheck.paper.study_results import packed, read_study, write_study
 from gradcheck.paper.study_runs import weighted
@@ -102,11 +103,16 @@ def test_a_similarity_weighted_by_energy():
     assert weighted(cosine, energy).tolist() == [0.75, 0.5]
 
 
-@pytest.mark.parametrize("factor", [0.2, 1.0, 30.0])
-def test_a_curve_of_another_training_is_moved_along(factor):
-    "Where energy is proportional to the scale, half the energy means twice the scale."
-    scales = np.array([0.1, 1.0, 10.0, 100.0])
-    assert moved((scales, 2 * scales), 20.0 / factor) == pytest.approx(factor, rel=1e-3)
+def test_a_setting_that_leaves_the_numbers_is_named_and_left_out():
+    def run(specs):
+        for label, scale in specs.items():
+            if scale > 10: raise NonFinite(f"the gradient at scale {scale} is not finite.").of(label)
+        return {label: scale + 1 for label, scale in specs.items()}
+
+    with pytest.warns(UserWarning) as said: kept = finite(run, dict(a=1, b=20, c=2, d=30))
+    assert kept == dict(a=2, c=3)
+    assert [str(w.message)[:34] for w in said] == [f"{k} is left out of the study: the ga" for k in "bd"]
+    with pytest.raises(NonFinite): finite(lambda specs: run(dict(e=11)), dict(a=1))     # not one of those asked for
 
 
 def test_a_replicate_that_cannot_be_read_is_named_and_left_out(monkeypatch):
