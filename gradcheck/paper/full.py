@@ -18,7 +18,7 @@ from .plan import duration, seconds_per_image_step
 from .saved import provenance
 from .study import FULL, PILOT_IMAGES, PROTOCOLS, cells_of, scales_of, spec_of
 from .study_results import study_folder, write_study
-from .study_runs import base_rates, outcomes, similarities
+from .study_runs import base_rates, outcomes, qualities, runs_along, similarities
 from ..runs.records import machine_of
 from ..runs.scales import PILOTS
 
@@ -76,9 +76,11 @@ def full(out="results/study", study=FULL, preset="laptop", engine=None, report=p
     against those of the repository. Returns the folder. Classifiers that cannot be read are left out with a warning."""
     cells = cells_of(study, preset)
     scales = scales_of(cells, study, preset)
+    along = list(runs_along(cells, scales, study, preset, engine))
     tables = dict(
-        outcomes=outcomes(cells, scales, study, preset, engine),
+        outcomes=outcomes(along),
         similarities=similarities(cells, scales, study, preset),
+        quality=qualities(along),
         base=base_rates(study, preset, engine),
     )
     folder = write_study(tables, known_of(cells, study), out)
