@@ -53,6 +53,7 @@ def reproduce(
     denoiser: Optional[str] = Denoiser,
     classifier: Optional[str] = typer.Option(None, help="a .safetensors file, or MODULE:FUNCTION"),
     robust: Optional[str] = typer.Option(None, help="a second classifier, trained on noisy images"),
+    authors: Optional[str] = typer.Option(None, help="a folder of the authors' pretrained_models (--mode paper)"),
     judge: Optional[str] = typer.Option(None, help="one that never guides; without it the guide judges itself"),
     data: Optional[str] = typer.Option(
         None, help="celeba:FOLDER:ATTRIBUTE, a folder with one folder of pictures per class, or MODULE:FUNCTION"
@@ -72,6 +73,10 @@ def reproduce(
     from gradcheck.base import absolute
     from gradcheck.paper.settings import parse_params
     own = dict(stabilizer=stabilizer, denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data)
+    if authors:
+        from gradcheck.models.authors import with_authors
+        own = with_authors(authors, own)
+        mode = mode or "paper"
     params = parse_params(param) | {name: absolute(value) for name, value in own.items() if value}
     if mode: params["mode"] = mode
     if full:
