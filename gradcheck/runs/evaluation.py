@@ -11,7 +11,6 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import product
 
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -53,6 +52,7 @@ def recognition(classifiers, ddpm, data, denoiser=None, times=None, count=2000, 
     `classifiers` are modules by name, on the `device`, for `classes` (their names, where the data may have them in
     another order); the first `count` images of `data` are used, or all; `times` are those of `times_of` by default; a
     progress bar."""
+    import pandas as pd                                                    # slow to import
     if count < 1: raise UserError(f"{count} images were asked for; give a count of at least 1.")
     rows = []
     true = true_classes(data, classes)

@@ -13,11 +13,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import ndimage
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ..core import UserError, counter_integers
 
@@ -75,6 +72,7 @@ class FID:
     """FID to the images with features `real` (M, D), M >= 2, for features (N, D): Heusel et al. 2017, computed by
     torchmetrics in float64; NaN where N < 2 or a feature is not finite."""
     def __init__(self, real):
+        from torchmetrics.image.fid import FrechetInceptionDistance        # slow to import
         network = _Features(real.shape[1])
         self.metric = FrechetInceptionDistance(network, reset_real_features=False).set_dtype(torch.float64)
         self.metric.update(real.double(), real=True)
@@ -147,6 +145,7 @@ DISC = np.pi / 4      # fill of a disc
 
 def patches_of(image):
     "(area, box) of each patch that counts in a uint8 image (3, H, W)."
+    from scipy import ndimage                                              # slow to import
     patches, n = ndimage.label(ndimage.binary_fill_holes((image < BACKGROUND).any(0)))
     boxes = ndimage.find_objects(patches)
     areas = [int((patches[box] == i + 1).sum()) for i, box in enumerate(boxes)]
@@ -173,15 +172,17 @@ def find_ball(image):
 def find_balls(samples):
     """One row per uint8 image (N, 3, H, W): patches (how many), one_ball (exactly one, and round), size, x, y (px;
     diameter and centre of the largest patch, NaN without any)."""
+    from pandas import DataFrame                                           # slow to import
     columns = ["patches", "one_ball", "size", "x", "y"]
-    return pd.DataFrame([find_ball(image) for image in samples.numpy()], columns=columns)
+    return DataFrame([find_ball(image) for image in samples.numpy()], columns=columns)
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #5ef23efe
 def picture_statistics(samples):
     """One row per uint8 image (N, 3, H, W), in grey levels: brightness (mean), contrast (standard deviation of the grey
     picture), colour (mean distance of the channels from grey)."""
+    from pandas import DataFrame                                           # slow to import
     x = samples.float()
     grey = x.mean(1)
-    return pd.DataFrame(
+    return DataFrame(
         dict(brightness=grey.mean((1, 2)), contrast=grey.std((1, 2)), colour=(x - grey[:, None]).abs().mean((1, 2, 3)))
     )

@@ -13,9 +13,7 @@ from functools import lru_cache, partial
 from typing import Callable
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import wasserstein_distance
 
 from ..core import UserError, project_root
 from ..data.classes import class_in_data
@@ -136,6 +134,7 @@ def distances(features, reference, name):
 
 def apart(seen, known):
     "Wasserstein-1 distance of two columns, without what was not found; NaN where nothing was."
+    from scipy.stats import wasserstein_distance                           # slow to import
     seen = seen.dropna()
     known = known.dropna()
     return wasserstein_distance(seen, known) if len(seen) and len(known) else np.nan
@@ -177,6 +176,7 @@ def real_floor(real, target, count, draws=4):
     disjoint draws.
 
     `UserError` for a count below 1; NaN where so few images have no distance."""
+    from pandas import DataFrame                                           # slow to import
     if count < 1: raise UserError(f"a floor of {count} images was asked for; give a count of at least 1.")
     rows = []
     for name, reference in references(real, target).items():
@@ -187,4 +187,4 @@ def real_floor(real, target, count, draws=4):
             rolled = {kind: f.roll(-(k + 1) * count, 0)[:count] for kind, f in held.items()}
             row = distances(rolled["target"], reference, name)
             rows.append(row | {f"FID ({name}), all": reference.fid["all"](rolled["all"])})
-    return pd.DataFrame(rows).mean().to_dict()
+    return DataFrame(rows).mean().to_dict()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load
 
-from gradcheck.core import UserError, read_meta, save_atomically
+from gradcheck.core import UserError, read_meta
 from gradcheck.paper import reproduce as reproducing
 from gradcheck.paper import stamps
 from gradcheck.paper.figures import figure_runs
@@ -17,6 +17,8 @@ from gradcheck.paper.presets import get_preset
 from gradcheck.paper.reproduce import reproduce
 from gradcheck.paper.settings import preset_for
 from gradcheck.paper.stamps import data_digest, is_kept, model_digest, notebook_digest, stamp_path, stamped
+from gradcheck.runs.chunks import write_chunk
+from gradcheck.runs.specs import RunSpec
 
 ROOT = Path(__file__).parents[2]
 FIGURE = "figure_3"                                        # two runs
@@ -114,10 +116,10 @@ def other_source(kind):
 
 
 def other_run(kitchen):
-    "The same run as another machine would have computed it: another last digit."
+    "The same run as another machine would have computed it: other last digits."
     path = sorted(kitchen.cache.rglob("*.safetensors"))[-1]
-    meta, tensors = read_meta(path), load(path.read_bytes())
-    save_atomically(tensors | {"guide": tensors["guide"] + 1e-6}, path, meta | {"content": "another"})
+    tensors = load(path.read_bytes())
+    write_chunk(path, tensors | {"guide": tensors["guide"] + 1e-6}, RunSpec(**read_meta(path)["spec"]))
 
 
 @pytest.mark.parametrize("change", [
