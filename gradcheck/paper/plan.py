@@ -19,15 +19,16 @@ import torch
 from safetensors import SafetensorError
 
 from ..core import located, pick_device, project_root, read_meta, seeded
+from ..data.sources import data_digest
 from ..models.batches import TILE
 from ..models.catalogue import start_name
 from ..models.checkpoints import load_start, save_weights
 from ..models.unet import UNet
 from .figures import FIGURES, figure_specs
 from .presets import get_preset
-from .stamps import code_digest, data_digest, digest_of, file_digest, files_digest
 from .stamps import libraries_digest, model_digest, notebook_digest
 from .variants import ENERGY
+from ..runs.chunks import code_digest, digest_of, file_digest, files_digest
 from ..runs.metrics import inception_path
 from ..runs.runs import cache_folder, chunk_path, chunks_of, steps_of
 from ..runs.scales import matched_scales, pilot_specs, probe_specs, with_scale

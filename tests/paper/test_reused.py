@@ -1,6 +1,7 @@
 """A figure of which nothing has changed is kept; whatever it is made of may change, and it is made again."""
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from gradcheck.core import UserError, read_meta
+from gradcheck.data.sources import data_digest
 from gradcheck.paper import reproduce as reproducing
 from gradcheck.paper import stamps
 from gradcheck.paper.figures import figure_runs
@@ -16,7 +18,8 @@ from gradcheck.paper.plan import made_of
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.reproduce import reproduce
 from gradcheck.paper.settings import preset_for
-from gradcheck.paper.stamps import data_digest, is_kept, model_digest, notebook_digest, stamp_path, stamped
+from gradcheck.paper.stamps import is_kept, model_digest, notebook_digest, stamp_path, stamped
+from gradcheck.runs import chunks
 from gradcheck.runs.chunks import write_chunk
 from gradcheck.runs.specs import RunSpec
 
@@ -72,7 +75,7 @@ def cook(tmp_path, monkeypatch, runs, own_cache):
     monkeypatch.setattr(reproducing, "notebook_of", lambda figure: kitchen.notebook)
     monkeypatch.setattr(reproducing, "execute", kitchen.execute)
     monkeypatch.setattr(reproducing, "concluded", lambda *_: None)
-    monkeypatch.setattr(stamps, "PACKAGE", kitchen.package)
+    monkeypatch.setattr(chunks, "PACKAGE", kitchen.package)
     assert kitchen() == 1
     return kitchen
 
@@ -151,12 +154,12 @@ def test_what_a_notebook_shows_is_no_part_of_it(cook):
 
 
 def test_a_missing_run_is_computed_and_the_figure_made_again(cook, own_cache):
-    chunks = sorted(own_cache.rglob("*.safetensors"))
-    written = {p: p.stat().st_mtime_ns for p in chunks}
-    chunks[0].unlink()
+    before = sorted(own_cache.rglob("*.safetensors"))
+    written = {p: p.stat().st_mtime_ns for p in before}
+    before[0].unlink()
     assert cook() == 1
-    assert chunks == sorted(own_cache.rglob("*.safetensors"))
-    assert [p for p in chunks if p.stat().st_mtime_ns != written[p]] == chunks[:1]
+    assert before == sorted(own_cache.rglob("*.safetensors"))
+    assert [p for p in before if p.stat().st_mtime_ns != written[p]] == before[:1]
 
 
 def test_a_damaged_run_is_computed_and_the_figure_made_again(cook, own_cache):
@@ -271,7 +274,6 @@ def test_pictures_in_a_folder_are_looked_at(tmp_path):
 
 
 def test_what_a_function_reads_is_not_known(tmp_path):
-    from dataclasses import replace
     (tmp_path / "own.py").write_text("def pictures(): pass")
     name = f"{tmp_path / 'own.py'}:pictures"
     assert data_digest(name, 64) is None
