@@ -75,10 +75,11 @@ def recognition(classifiers, ddpm, data, denoiser=None, times=None, count=2000, 
 def kept_recognition(known, *args, **kwargs):
     "`recognition`, from the cache where it has that of the same models, images and arguments: all that is `known`."
     import pandas as pd                                                    # slow to import
+    from pandas.api.types import is_string_dtype
 
     def columns():
         table = recognition(*args, **kwargs)
-        return {name: np.array(c, dtype=str if c.dtype == object else c.dtype) for name, c in table.items()}
+        return {name: np.array(c, dtype=str if is_string_dtype(c) else c.dtype) for name, c in table.items()}
 
     return pd.DataFrame(derived("recognition", known, columns))
 
