@@ -64,6 +64,7 @@ def reproduce(
     checkpointing: bool = Checkpointing,
     write_back: bool = typer.Option(False, "--write-back", help="put the executed notebooks into nbs/figures, cleaned"),
     full: bool = typer.Option(False, "--full", help="claims: the whole study, over all classifiers and classes"),
+    again: bool = typer.Option(False, "--again", help="execute all notebooks, also of figures that have not changed"),
     plan: bool = typer.Option(
         False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take"
     ),
@@ -88,7 +89,7 @@ def reproduce(
     from gradcheck.paper.reproduce import reproduce as run_all
     where = str(Path(out).absolute())                                    # where the command is typed, as for all others
     with engine_for(device, memory, checkpointing, dask) as engine:
-        run_all(figures or (), preset, where, seed, params, engine=engine, in_place=write_back)
+        run_all(figures or (), preset, where, seed, params, engine=engine, in_place=write_back, again=again)
 
 # %% ../nbs/98_cli.ipynb #09319a30
 def prepared(figures, preset, seed, params):
