@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGES', 'STEPS', 'TRIED', 'WAYS', 'ENERGIES', 'NO_TIME', 'Question', 'question_of', 'run_one', 'is_kept',
            'seconds_per_step', 'Budget', 'views_of', 'by_views', 'rows_of', 'length_of', 'settings_to_try',
-           'scale_of_one', 'final_specs', 'every_spec', 'Trials']
+           'scale_of_one', 'final_specs', 'every_spec', 'Probed', 'Trials']
 
 # %% ../../nbs/6_app/07_trials.ipynb #368d543c
 import time
@@ -91,6 +91,7 @@ def seconds_per_step(question, steps=2):
     for _ in range(min(steps, spec.steps - 1)): next(stream)
     return (time.perf_counter() - started) / min(steps, spec.steps - 1) / IMAGES
 
+# %% ../../nbs/6_app/07_trials.ipynb #f079a26a
 class Budget:
     """So many `minutes` from now on; `rate` is the seconds of an unguided step of one image, and work is counted in
     such steps."""
@@ -183,9 +184,9 @@ def every_spec(question):
 # %% ../../nbs/6_app/07_trials.ipynb #ff1d88fe
 NO_TIME = "no time was left"
 
-class Trials:
-    """Trials of a question: `rows` so far, `scales` by way for an energy of 1, the ways that are `flat` (without a
-    gradient) or `failed` (way -> `UserError`), and what was `left_out` (way, energy, why)."""
+class Probed:
+    """What is known of a question's ways: `scales` for an energy of 1, the ways that are `flat` (without a gradient)
+    or `failed` (way -> `UserError`)."""
     def __init__(self, question, budget, length, later=(), more=0.0):
         self.question = question
         self.budget = budget
@@ -195,9 +196,6 @@ class Trials:
         self.scales = {}
         self.flat = []
         self.failed = {}
-        self.most = {}                            # way -> the least energy that overdrove it
-        self.left_out = []
-        self.rows = []
 
     def probe(self, way):
         try: self.scales[way] = scale_of_one(self.question, way, self.budget)
@@ -205,6 +203,16 @@ class Trials:
         if self.scales.get(way, 1.0) is None: self.flat.append(way)
 
     def hopeless(self, way): return way in self.failed or way in self.flat
+
+# %% ../../nbs/6_app/07_trials.ipynb #89ec95d9
+class Trials(Probed):
+    """Trials of a question: `rows` so far, what was `left_out` (way, energy, why), and `most`, the least energy that
+    overdrove a way."""
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.most = {}
+        self.left_out = []
+        self.rows = []
 
     def one(self, energy, way):
         "Try a way at an energy, if there is time, and a gradient."
