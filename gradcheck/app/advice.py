@@ -79,7 +79,9 @@ def said(effect):
     if not np.isfinite(effect.low): return f"{effect.mean:+.2f}"
     return f"{effect.mean:+.2f} (95 % interval {effect.low:+.2f} to {effect.high:+.2f})"
 
-def named(way): return {"plain": "the plain gradient"}.get(way, TECHNIQUES.get(way, way))
+def named(way):
+    if way == "plain": return "the plain gradient"
+    return TECHNIQUES.get(way, way).replace(" with ", " and ")
 
 # %% ../../nbs/6_app/09_advice.ipynb #2969a8bc
 def answer(final, length, judged=True, flat=()):

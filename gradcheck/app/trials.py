@@ -138,6 +138,7 @@ def by_views(question, result):
     views = views_of(uint8_to_images(result.samples).to(device), torch.Generator().manual_seed(0))
     return torch.stack([class_probabilities(guide(x.contiguous()))[:, question.target] for x in views]).mean(0).cpu()
 
+# %% ../../nbs/6_app/07_trials.ipynb #1753acb6
 def rows_of(question, result, way, energy):
     "A row per image of a run: what was injected, and the target's probability by `guide` and by `judge`."
     target = question.target
@@ -160,9 +161,9 @@ def length_of(result):
 WAYS = ("plain", "both", "x0_hat", "adam")                 # of `VARIANTS`
 ENERGIES = (14.0, 50.0, 4.0, 27.0, 7.5)                    # injected, for 64 x 64 pixels in colour
 
-def settings_to_try(question, ways=WAYS, energies=ENERGIES):
+def settings_to_try(question):
     "(energy, way) in the order of trying."
-    return [(energy * question.preset.energy_unit, way) for energy, way in product(energies, ways)]
+    return [(energy * question.preset.energy_unit, way) for energy, way in product(ENERGIES, WAYS)]
 
 def scale_of_one(question, way, budget):
     "The scale at which a way injects an energy of 1, by its probe; None where it has no gradient."
@@ -186,7 +187,8 @@ NO_TIME = "no time was left"
 
 class Probed:
     """What is known of a question's ways: `scales` for an energy of 1, the ways that are `flat` (without a gradient)
-    or `failed` (way -> `UserError`)."""
+    or `failed` (way -> `UserError`), the least energy that overdrove a way (`most`), what was `left_out` (way, energy,
+    why), and the `rows` of all trials so far."""
     def __init__(self, question, budget, length, later=(), more=0.0):
         self.question = question
         self.budget = budget
@@ -196,6 +198,9 @@ class Probed:
         self.scales = {}
         self.flat = []
         self.failed = {}
+        self.most = {}
+        self.left_out = []
+        self.rows = []
 
     def probe(self, way):
         try: self.scales[way] = scale_of_one(self.question, way, self.budget)
@@ -206,14 +211,7 @@ class Probed:
 
 # %% ../../nbs/6_app/07_trials.ipynb #89ec95d9
 class Trials(Probed):
-    """Trials of a question: `rows` so far, what was `left_out` (way, energy, why), and `most`, the least energy that
-    overdrove a way."""
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.most = {}
-        self.left_out = []
-        self.rows = []
-
+    "Trials of a question, as many as there is time for."
     def one(self, energy, way):
         "Try a way at an energy, if there is time, and a gradient."
         ahead = [probe_of(self.question.trial(way, PROBE))] if way not in self.scales else []
