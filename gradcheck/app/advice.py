@@ -90,6 +90,7 @@ def answer(final, length, judged=True, flat=()):
     if flat and set(final["way"]) <= {"unguided"}:
         return Answer("none", "", "Not at any setting tried: its gradient is zero at every step.",
                       "The classifier's answer does not depend on the picture.", {})
+    if "unguided" not in set(final["way"]): return unknown("there are no pictures without guidance.", "", {})
     base, scored, gains = gains_of(final, length)
     if not gains: return unknown("nothing could be tried.", "", gains)
     who = "the judge" if judged else "the guide, asked for views of each picture,"

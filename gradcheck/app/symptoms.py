@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTHING', 'PATHS', 'REPEATS', 'PATH_STEPS', 'AS_IT_IS', 'AT_X0', 'ROBUST', 'SAW', 'NEVER_SAW', 'KNOWN',
-           'SEEN', 'FAR_BETTER', 'row_of', 'steps_seen', 'white', 'lenses_of', 'price_of_symptoms', 'kept_table',
-           'key_of', 'symptoms', 'recognised', 'check_range_of']
+           'SEEN', 'FAR_BETTER', 'row_of', 'steps_seen', 'white', 'lenses_of', 'price_of_symptoms', 'table_path',
+           'kept_table', 'symptoms_path', 'symptoms', 'recognised', 'check_range_of']
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #cd0ba9ec
 import hashlib
@@ -99,18 +99,19 @@ def price_of_symptoms(question):
     return PATHS * REPEATS * PATH_STEPS * sum(COST[where] for where in places)
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #b4a120f7
-def kept_table(name, make):
-    "The table that `make()` makes, from the cache where it is there."
-    path = cache_folder() / "diagnose" / f"{name}.csv"
-    if not path.is_file(): write_bytes(path, make().to_csv(index=False).encode())
-    return pd.read_csv(io.BytesIO(path.read_bytes()))
-
-def key_of(question, what):
-    "What a table about a question is kept by: all weights, the class, and `what` it is."
+def table_path(question, *what):
+    "Where a table about a question is kept, by all weights, the class, and `what` it is."
     names = question.preset.classifiers.values()
-    specs = [question.spec("unguided", count=8, classifier=name, judge=name).key for name in names]
-    named = json.dumps([what, specs, PATHS, REPEATS, PATH_STEPS])
-    return hashlib.sha256(named.encode()).hexdigest()[:24]
+    specs = [question.spec("unguided", classifier=name, judge=name).key for name in names]
+    digest = hashlib.sha256(json.dumps([*what, specs]).encode()).hexdigest()[:24]
+    return cache_folder() / "diagnose" / f"{digest}.csv"
+
+def kept_table(path, make):
+    "The table that `make()` makes, from the cache where it is there."
+    if not path.is_file(): write_bytes(path, make().to_csv(index=False).encode())
+    return pd.read_csv(io.BytesIO(path.read_bytes()), float_precision="round_trip")
+
+def symptoms_path(question): return table_path(question, "gradient", PATHS, REPEATS, PATH_STEPS)
 
 def symptoms(question, x0):
     "The table of the six numbers, a row per lens, on paths to the first of some pictures x0 (N, C, H, W)."
@@ -118,7 +119,7 @@ def symptoms(question, x0):
     lenses = lenses_of(question, device)
     reference = ROBUST if ROBUST in lenses else None
     def make(): return steps_seen(question, x0[:PATHS].to(device), lenses, reference)
-    return kept_table(key_of(question, "gradient"), make).groupby("lens", sort=False)[list(MEASURES)].mean()
+    return kept_table(symptoms_path(question), make).groupby("lens", sort=False)[list(MEASURES)].mean()
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #0ef062d4
 SAW, NEVER_SAW = "bundled, saw noise", "bundled, never saw noise"
@@ -136,8 +137,11 @@ def recognised(question):
     spec = question.spec("plain")
     names = {AS_IT_IS: p.classifiers[question.role]}
     if "robust" in p.classifiers: names[ROBUST] = p.classifiers["robust"]
-    opened = {label: open_classifier(name) for label, name in names.items()}
-    table = accuracy_by_t(opened, spec.diffusion, p.reference.open().held_out, count=SEEN, classes=spec.classes)
+    data = p.reference.open()
+    def make():
+        opened = {label: open_classifier(name) for label, name in names.items()}
+        return accuracy_by_t(opened, spec.diffusion, data.held_out, count=SEEN, classes=spec.classes).reset_index()
+    table = kept_table(table_path(question, "recognition", SEEN, data.identity), make).set_index("t")
     for label, name in {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.items():
         known = classifier_card(name, (3, 64, 64))["accuracy_by_t"]
         table[label] = pd.Series(dict(zip(times_of(spec.diffusion), known.values()))).reindex(table.index)

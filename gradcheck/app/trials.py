@@ -208,23 +208,24 @@ class Probed:
         if self.scales.get(way, 1.0) is None: self.flat.append(way)
 
     def hopeless(self, way): return way in self.failed or way in self.flat
+    def allows(self, spec): return is_kept(spec) or self.budget.fits([spec, *self.later], self.more)
+    def leave_out(self, way, energy, why=NO_TIME): self.left_out.append((way, energy, why))
 
 # %% ../../nbs/6_app/07_trials.ipynb #89ec95d9
 class Trials(Probed):
     "Trials of a question, as many as there is time for."
     def one(self, energy, way):
         "Try a way at an energy, if there is time, and a gradient."
-        ahead = [probe_of(self.question.trial(way, PROBE))] if way not in self.scales else []
-        guess = self.question.trial(way, three_digits((self.scales.get(way) or PROBE) * energy))
-        if not self.budget.fits([*ahead, guess, *self.later], self.more):
-            return self.left_out.append((way, energy, NO_TIME))
-        if ahead: self.probe(way)
+        if way not in self.scales:
+            if not self.allows(probe_of(self.question.trial(way, PROBE))): return self.leave_out(way, energy)
+            self.probe(way)
         if self.hopeless(way): return
         spec = self.question.trial(way, three_digits(self.scales[way] * energy))
+        if not self.allows(spec): return self.leave_out(way, energy)
         try: self.add(self.budget.timed(self.question, spec, f"{way}, energy {energy:.3g}"), way, energy)
         except UserError as e:
             self.most[way] = energy
-            self.left_out.append((way, energy, str(e)))
+            self.leave_out(way, energy, str(e))
 
     def add(self, result, way, energy):
         rows = rows_of(self.question, result, way, energy)
