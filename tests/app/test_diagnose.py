@@ -309,6 +309,7 @@ def test_the_page_needs_nothing_else(small, tmp_path):
     assert told["answer"]["sentence"] in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
     assert "weak evidence" in page and not told["judged"]
+    assert "cannot be checked without data" in page
     for part in ("use", "symptoms", "real", "pictures", "tried"): assert f'id="{part}"' in page
     assert page.count("data:image/png") == 3                                # unguided, plain, and the other
 
