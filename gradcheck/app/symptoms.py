@@ -109,7 +109,7 @@ def table_path(question, *what):
 def kept_table(path, make):
     "The table that `make()` makes, from the cache where it is there."
     if not path.is_file(): write_bytes(path, make().to_csv(index=False).encode())
-    return pd.read_csv(io.BytesIO(path.read_bytes()), float_precision="round_trip")
+    return pd.read_csv(io.BytesIO(path.read_bytes()))
 
 def symptoms_path(question): return table_path(question, "gradient", PATHS, REPEATS, PATH_STEPS)
 
