@@ -29,6 +29,7 @@ from .guidance.samplers import *
 from .guidance.sampling import *
 from .guidance.gradients import *
 from .guidance.microscope import *
+from .guidance.ways import ascended, augmented, best_of, in_cone, monte_carlo, polyak
 
 from .runs.specs import *
 from .runs.runs import *

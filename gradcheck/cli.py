@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClickException', 'check_known', 'reproduce', 'prepared', 'plan_of', 'study', 'trained', 'train', 'benchmark_lines',
-           'bench', 'check_given', 'prepare', 'main']
+           'bench', 'prepare', 'main']
 
 # %% ../nbs/98_cli.ipynb #d91d8e27
 import os
@@ -16,9 +16,9 @@ from typing import List, Optional
 import typer
 
 from .base import UserError, choose, make_folder
-from .commands import Checkpointing, Denoiser, Device, Memory, Stopped
-from .commands import app, engine_for, unforeseen, write_json
+from .commands import Stopped, app, engine_for, unforeseen, write_json
 from .diagnosing import diagnose
+from .options import Checkpointing, Denoiser, Device, Memory, check_given
 from .measures import evaluate
 
 # %% ../nbs/98_cli.ipynb #ac2c8017
@@ -221,13 +221,6 @@ ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Cl
 def _say(message, code):
     print(f"gradcheck: {message}", file=sys.stderr)
     return code
-
-def check_given(arguments):
-    "`UserError` for an argument that is empty, which would be read as one that was left out, or as this folder."
-    for before, given in zip(["", *arguments], arguments):
-        if given and not (given.startswith("--") and given.endswith("=")): continue
-        name = given[:-1] or (before if before.startswith("-") else "an argument")
-        raise UserError(f"{name} is empty; give it a value (a variable of the shell may not be set), or leave it out.")
 
 def prepare():
     "Make the terminal show what it cannot, and functions found where the command is given; refuse what is empty."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FEW_SEEDS', 'FEW_IMAGES', 'shown', 'counter_bits', 'counter_integers', 'renewed_streams', 'image_generators',
-           'randn', 'seeded', 'row_linear', 'RowLinear', 'pick_device', 'UserError', 'choose', 'make_folder',
-           'write_bytes', 'absolute', 'cache_root', 'command_file', 'command_folder', 'located', 'project_root',
-           'read_meta', 'save_atomically']
+           'randn', 'own_seeds', 'seeded', 'row_linear', 'RowLinear', 'pick_device', 'UserError', 'choose',
+           'make_folder', 'write_bytes', 'absolute', 'cache_root', 'command_file', 'command_folder', 'located',
+           'project_root', 'read_meta', 'save_atomically']
 
 # %% ../nbs/00_core.ipynb #7ca2ea7f
 import contextlib
@@ -112,6 +112,15 @@ def randn(shape, generator, device="cpu"):
     noise = torch.empty(shape)
     for image, g in zip(noise, generator): image.normal_(generator=g)
     return noise.to(device)
+
+# %% ../nbs/00_core.ipynb #1b988793
+def own_seeds(generator, count):
+    """A seed for each of `count` images, int64 (count,), from a copy of their generator, or of a list with one
+    generator per image."""
+    if isinstance(generator, torch.Generator):
+        copy = generator.clone_state()
+        return torch.randint(SEEDS - 1, (count,), generator=copy, device=copy.device).cpu()
+    return torch.cat([own_seeds(g, 1) for g in generator])
 
 # %% ../nbs/00_core.ipynb #946b6d1f
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ SMALL = {   # tutorial -> parameters of the small run
         smallest=-4,
         largest=-1,
         cloud=300,
+        few=16,
         times=[350, 50],
     ),
     "gradient_microscope": dict(count=2, steps=6, repeats=2, lag=2, unclipped=2, out=None),

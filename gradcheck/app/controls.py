@@ -15,12 +15,13 @@ import ipywidgets as widgets
 from .display import HTML
 from .trajectories import INPUTS, shown
 from ..core import UserError
-from ..guidance.sampling import WHERE
 from ..guidance.stabilizers import STABILIZERS
+from ..guidance.ways import MEANS
 from ..models.catalogue import class_names, classifier_card
 from ..paper.presets import ROLES
 from ..paper.settings import spec_for
 from ..paper.variants import VARIANTS
+from ..runs.specs import PLACES
 
 # %% ../../nbs/6_app/04_controls.ipynb #6dd93e44
 STEPS = 50
@@ -103,8 +104,9 @@ def target_menu(preset):
     return control(widgets.Dropdown, "target", options=classes, value=min(2, len(names) - 1))
 
 def where_menu():
-    "Where the gradient is taken."
-    places = [(INPUTS.get(name, name), name) for name in WHERE]
+    "Where the gradient is taken; what takes a second classifier or a sampler of its own is left to the command line."
+    names = [name for name in PLACES if not name.endswith("_cone") and name not in MEANS]
+    places = [(INPUTS.get(name, name), name) for name in names]
     return control(widgets.Dropdown, "where", "what the classifier sees", options=places)
 
 def stabilizer_menu(own):

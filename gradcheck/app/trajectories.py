@@ -205,7 +205,7 @@ def words(spec):
     name = spec.classifier.split("/")[-1].removesuffix(".safetensors")
     role = ROLES[name][0] if name in ROLES else shown(name)
     stabilizer = "no stabilizer" if spec.stabilizer == "none" else shown(spec.stabilizer.split("/")[-1])
-    return f"{role} at {INPUTS[spec.where]}, {stabilizer}, s\u00a0=\u00a0{spec.scale:g} {target}"
+    return f"{role} at {INPUTS.get(spec.where, spec.where)}, {stabilizer}, s\u00a0=\u00a0{spec.scale:g} {target}"
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #eca9f0dc
 ALWAYS = ("classifier", "where", "stabilizer", "scale")     # what a reader of the code asks for first

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core import UserError
-from .sampling import Guidance, guided_steps
+from .sampling import Ancestral, Guidance, guided_steps
 from .stabilizers import Stabilizer
 from ..models.batches import MicroBatch
 
@@ -133,6 +133,7 @@ class TimedGuidance(Guidance):
     "Guidance by a classifier that is told the time: `classifier(abar)` is a classifier of images."
     def evaluate(self, ddpm, denoiser, x_t, t, micro_batch):
         now = Guidance(self.classifier(ddpm.abar[t]), self.target, self.objective, self.where, scale=self.scale)
+        now.seeds = self.seeds
         return now.evaluate(ddpm, denoiser, x_t, t, micro_batch)
 
 def robust_guidance(mixture, target, **choices):
@@ -156,7 +157,7 @@ class Scaled(Stabilizer):
     def reset(self): self.stabilizer.reset()
     def __call__(self, g): return self.factors.view(-1, 1, 1, 1) * self.stabilizer(g)
 
-def guided_points(mixture, ddpm, guidance, x_T, scales, generator, steps=None):
+def guided_points(mixture, ddpm, guidance, x_T, scales, generator, steps=None, sampler=Ancestral()):
     """Points (N, 2) that start from `x_T` (N, 2), guided with a scale each, `scales` (N,), in place of the guidance's
     own. `UserError` if the counts differ."""
     if len(scales) != len(x_T):
@@ -164,7 +165,7 @@ def guided_points(mixture, ddpm, guidance, x_T, scales, generator, steps=None):
     guidance = replace(guidance, stabilizer=Scaled(guidance.stabilizer, scales.to(x_T)), scale=1.0)
     start = x_T.view(-1, 2, 1, 1)
     exact = ExactDenoiser(mixture, ddpm)
-    for step in guided_steps(ddpm, exact, guidance, start, generator, steps, micro_batch=len(x_T)): pass
+    for step in guided_steps(ddpm, exact, guidance, start, generator, steps, sampler, len(x_T)): pass
     return step.x_prev.flatten(1)
 
 # %% ../../nbs/3_guidance/06_mixture.ipynb #eaef61cb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
-           'in_precision']
+           'in_precision', 'differentiable', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
 import torch
@@ -80,3 +80,16 @@ class Autocast(Around):
 def in_precision(network, precision):
     "The network as it is for float32, else as `Autocast`."
     return network if PRECISIONS[precision] is None else Autocast(network, precision)
+
+# %% ../../nbs/2_models/04_networks.ipynb #a52148c8
+def differentiable(values):
+    "The sum of `values` (N,); `UserError` if no gradient leads back from them."
+    if values.requires_grad: return values.sum()
+    raise UserError("the classifier's answer has no gradient with respect to the image (no_grad, rounding or an index "
+                    "inside?); let it return logits that are computed from the image.")
+
+def gradient_of(value, x):
+    "The gradient (same shape as `x`) of the sum of `value(x)` (N,), with `x` as a fresh leaf."
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(differentiable(value(x.clone())), x)[0]

@@ -63,6 +63,15 @@ COST = {
     "x0_hat_stopped": 1.2,
     "x_t_smooth": 2.9,
     "x0_hat_smooth": 4.0,
+    "x_t_polyak": 1.2,
+    "x0_hat_polyak": 2.2,
+    "x_t_cone": 1.4,
+    "x0_hat_cone": 2.4,
+    "x_t_augmented": 3.4,
+    "x0_hat_augmented": 4.5,
+    "x0_hat_monte_carlo": 4.5,
+    "x0_hat_mean": 1.2,
+    "x0_hat_mean_4": 1.8,
 }
 
 def cost(spec):
@@ -70,7 +79,7 @@ def cost(spec):
     first, last = spec.interval or (spec.diffusion.T, 0)
     times = [t for t, _ in spec.diffusion.timesteps(spec.steps)]
     guided = sum(first >= t >= last for t in times)
-    return spec.repeats * (len(times) + guided * (COST[spec.where] - 1))
+    return spec.repeats * spec.candidates * (len(times) + guided * (COST[spec.where] - 1))
 
 def as_costly(spec, budget):
     """The same setting with as many sampling steps as a `budget` of unguided steps pays for, two at least: the last

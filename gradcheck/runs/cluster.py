@@ -54,12 +54,12 @@ def compute_on_worker(spec, key, images, machine, topic, task):
     return local(machine).chunk(here, images, Reporter(lambda message: get_worker().log_event(topic, message), task))
 
 # %% ../../nbs/4_runs/04_cluster.ipynb #afd420a5
-MODELS = ("denoiser", "classifier", "judge", "stabilizer")
+MODELS = ("denoiser", "classifier", "judge", "stabilizer", "robust")
 
 def portable(spec):
     "The same run with absolute paths for its models, and for a stabilizer of yours."
     def path_of(name): return absolute(name if is_function(name) or not located(name).exists() else located(name))
-    return replace(spec, **{role: path_of(getattr(spec, role)) for role in MODELS})
+    return replace(spec, **{role: path_of(name) for role in MODELS if (name := getattr(spec, role)) is not None})
 
 # %% ../../nbs/4_runs/04_cluster.ipynb #8f8a0c65
 async def kind_at(address, seconds):

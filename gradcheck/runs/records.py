@@ -89,7 +89,7 @@ def read_claims(path):
     return table.assign(**{c: table[c].astype(object).where(table[c].notna(), "") for c in words})
 
 # %% ../../nbs/4_runs/09_records.ipynb #0e6cac33
-ROLES_OF_A_RUN = ("denoiser", "classifier", "judge", "start")
+ROLES_OF_A_RUN = ("denoiser", "classifier", "judge", "start", "robust")
 
 def models_of(sidecar):
     "name -> digest of the weights of a figure's runs."

@@ -42,5 +42,6 @@ def in_step(streams, steps, stop=lambda: False, side_by_side=True):
 # %% ../../nbs/4_runs/17_together.ipynb #ee482569
 def can_be_apart(specs, device="cpu"):
     "May the steps of some settings (`RunSpec`s) be made in several threads at once?"
-    theirs = (name for spec in specs for name in (spec.denoiser, spec.classifier, spec.judge, spec.stabilizer))
+    roles = ("denoiser", "classifier", "judge", "stabilizer", "robust")
+    theirs = (getattr(spec, role) for spec in specs for role in roles)
     return torch.device(device).type == "cpu" and not any(map(is_function, theirs))
