@@ -145,7 +145,7 @@ CELL_CLAIMS = (
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #b2710041
 READ = tuple(claim for claim in CELL_CLAIMS if claim.unit == "probability")      # by guide or judge
-SEEN = tuple(claim for claim in READ if claim is not BASE)                         # by the oracle too
+SEEN = tuple(claim for claim in READ if claim.text != BASE.text)                # by the oracle too
 READINGS = {   # (protocol, reader) -> the claims that are read so
     ("authors", "guide"): CELL_CLAIMS,
     ("authors", "judge"): READ,
