@@ -225,7 +225,7 @@ import torch
 class Bright(torch.nn.Module):
     "Is it bright? By the mean over pixels."
     def forward(self, x):
-        m = 20 * (x.mean((1, 2, 3)) - 0.16)
+        m = 10 * (x.mean((1, 2, 3)) - 0.16)
         return torch.stack([-m, m], 1)
 
 class Grain(torch.nn.Module):
@@ -262,8 +262,8 @@ def odd(): return Odd()
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     "A tiny denoiser and guides for it; few settings to try, few steps along which a gradient is looked at."
-    monkeypatch.setattr(trials, "ENERGIES", (28.0,))
-    monkeypatch.setattr(trials, "WAYS", ("plain", "both"))
+    monkeypatch.setattr(trials, "ENERGIES", (60.0,))
+    monkeypatch.setattr(trials, "WAYS", ("plain", "x0_hat"))
     monkeypatch.setattr(symptoms, "PATH_STEPS", 3)
     monkeypatch.setattr(trials, "IMAGES", 4)
     with seeded(0): models = own_models(tmp_path)
