@@ -140,9 +140,8 @@ def test_one_command_makes_the_papers_figures(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(laid_out(tmp_path, "sportballs").parent)
     monkeypatch.setattr("gradcheck.paper.reproduce.project_root", lambda: root)
     figures = ["figure_1", "figure_2", "figure_3", "figure_5", "table_1"]
-    small = ("--preset", "smoke", "-p", "steps=4", "-p", "count=4", "--out", tmp_path / "out")
-    asked = ("--authors", "sportballs", *small)
-    code, out, err = cli("reproduce", *figures, *asked)
+    small = ("--preset", "smoke", "-p", "steps=4", "-p", "count=4")
+    code, out, err = cli("reproduce", *figures, "--authors", "sportballs", *small, "--out", tmp_path / "out")
     assert code == 0, err
     folder, = (tmp_path / "out").glob("own-light-dew-109-*-paper*")
     assert [name for name in figures if (folder / f"{name}.png").is_file()] == figures
