@@ -43,6 +43,7 @@ BASE = {
     "evaluate": ("--preset", "smoke", "--count", "1", "--images", "2", "--out", "out"),
     "export": ("laptop/ddpm", "--out", "out"),
     "bench": ("--out", "out/bench.json"),
+    "diagnose": ("--denoiser", "laptop/ddpm", "--classifier", "laptop/nonrobust", "--out", "out"),
     "compare": (),
     "info": (),
 }
@@ -73,6 +74,7 @@ def instant(spec, images, *rest):
 def at_once(monkeypatch, tmp_path):
     "What takes long is left out: the checks before it are what is tested, and what is written after it."
     def trained(*args, **kwargs): raise UserError("everything before the training was accepted")
+    def budgeted(*args): raise UserError("everything before the trials was accepted")
     def measured(*args): return dict(
         images=1,
         step_seconds={},
@@ -92,6 +94,7 @@ def at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("gradcheck.runs.evaluation.accuracy_by_t", lambda *args, **kwargs: pd.DataFrame({"a": [1.0]}))
     monkeypatch.setattr("gradcheck.models.interop.save_pipeline", lambda *args: None)
     monkeypatch.setattr("gradcheck.app.benchmark.benchmark", measured)
+    monkeypatch.setattr("gradcheck.app.diagnose.budget_for", budgeted)
     monkeypatch.setattr("gradcheck.paper.plots.figure_bytes", lambda figure, suffix: b"")
 
 

@@ -18,8 +18,7 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 ELSEWHERE = {   # command -> where it is run
     "gradcheck bench": "tests/test_cli.py",
-    "gradcheck diagnose --denoiser PIPELINE --classifier mine.py:make --data PICTURES --minutes 5":
-        "tests/app/test_diagnose.py",
+    "gradcheck diagnose --denoiser PIPELINE --classifier mine.py:make --data PICTURES": "tests/app/test_diagnose.py",
     "gradcheck compare": "tests/test_cli.py, tests/paper/test_compare.py",
     "gradcheck compare results/laptop": "tests/test_cli.py, tests/paper/test_compare.py",
     "gradcheck reproduce --authors data/nrCG/pretrained_models/sportballs": "tests/paper/test_authors.py",
