@@ -116,7 +116,8 @@ def randn(shape, generator, device="cpu"):
 # %% ../nbs/00_core.ipynb #1b988793
 def own_seeds(generator, count):
     """A seed for each of `count` images, int64 (count,), from a copy of their generator, or of a list with one
-    generator per image."""
+    generator per image; None where there is none."""
+    if generator is None: return None
     if isinstance(generator, torch.Generator):
         copy = generator.clone_state()
         return torch.randint(SEEDS - 1, (count,), generator=copy, device=copy.device).cpu()

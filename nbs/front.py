@@ -22,7 +22,7 @@ FOLDERS = {   # folder -> what a reader finds there
     "3_guidance": "the heart: eq. (1), stabilizers, the sampler that yields its steps",
     "4_runs": "a setting, its run, its cache, its scores",
     "5_paper": "what the paper shows and says, as data; the command that makes it",
-    "6_app": "to look at: the explorer, films, what guidance costs",
+    "6_app": "to look at: the explorer, the diagnosis, films, what guidance costs",
     "figures": "the paper's figures and table, and ours beside them",
     "tutorials": "questions with their answers",
     "guides": "how to use it: commands, models of yours, a GPU, switches",

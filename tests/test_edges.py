@@ -43,6 +43,7 @@ BASE = {
     "evaluate": ("--preset", "smoke", "--count", "1", "--images", "2", "--out", "out"),
     "export": ("laptop/ddpm", "--out", "out"),
     "bench": ("--out", "out/bench.json"),
+    "diagnose": ("--denoiser", "laptop/ddpm", "--classifier", "laptop/nonrobust", "--out", "out"),
     "compare": (),
     "info": (),
 }
@@ -73,6 +74,7 @@ def instant(spec, images, *rest):
 def at_once(monkeypatch, tmp_path):
     "What takes long is left out: the checks before it are what is tested, and what is written after it."
     def trained(*args, **kwargs): raise UserError("everything before the training was accepted")
+    def budgeted(*args): raise UserError("everything before the trials was accepted")
     def measured(*args): return dict(
         images=1,
         step_seconds={},
@@ -92,6 +94,7 @@ def at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("gradcheck.runs.evaluation.accuracy_by_t", lambda *args, **kwargs: pd.DataFrame({"a": [1.0]}))
     monkeypatch.setattr("gradcheck.models.interop.save_pipeline", lambda *args: None)
     monkeypatch.setattr("gradcheck.app.benchmark.benchmark", measured)
+    monkeypatch.setattr("gradcheck.app.diagnose.budget_for", budgeted)
     monkeypatch.setattr("gradcheck.paper.plots.figure_bytes", lambda figure, suffix: b"")
 
 
@@ -108,6 +111,7 @@ def test_an_option_at_its_edges(cli, at_once, command, name, option):
         code, _, err = cli(command, *base, *option, *([] if not option and value == "--" else [value]))
         assert code in (0, 2), (value, code, err)
         assert code == 0 or one_sentence(err), (value, err)
+        assert value or (code == 2 and "is empty" in err), (code, err)
 
 
 PARAMETERS = ["steps", "count", "scale", "target", "seed", "mode", "denoiser", "classifier", "data", "out", "", "é"]

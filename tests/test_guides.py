@@ -18,8 +18,10 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 ELSEWHERE = {   # command -> where it is run
     "gradcheck bench": "tests/test_cli.py",
+    "gradcheck diagnose --denoiser PIPELINE --classifier mine.py:make --data PICTURES": "tests/app/test_diagnose.py",
     "gradcheck compare": "tests/test_cli.py, tests/paper/test_compare.py",
     "gradcheck compare results/laptop": "tests/test_cli.py, tests/paper/test_compare.py",
+    "gradcheck reproduce --authors data/nrCG/pretrained_models/sportballs": "tests/paper/test_authors.py",
     "gradcheck reproduce --write-back": "tests/paper/test_executed.py",
     "gradcheck reproduce claims --full": "tests/paper/test_study.py",
     "gradcheck reproduce claims --full --plan": "tests/paper/test_study.py",

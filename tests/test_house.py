@@ -15,7 +15,7 @@ FLOORS = (
     ("runs",),
     ("paper",),
     ("app",),
-    ("options", "measures", "commands", "cli", "all"),
+    ("options", "diagnosing", "measures", "commands", "cli", "all"),
 )
 NOTEBOOKS = {}                                                             # module, as in "data.images" -> its notebook
 for notebook in sorted((ROOT / "nbs").rglob("*.ipynb")):

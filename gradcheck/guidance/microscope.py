@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -171,7 +170,8 @@ def readings(memory, g, paths, sight, close, point, mask, cutoff, reference):
 
 def as_table(row, **columns):
     "A table with a row per image, from numbers (N,) by name and columns that all share."
-    return pd.DataFrame(columns | {k: v.cpu().numpy() for k, v in row.items()})
+    from pandas import DataFrame                                           # slow to import
+    return DataFrame(columns | {k: v.cpu().numpy() for k, v in row.items()})
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #d0695670
 def magnify(
@@ -186,6 +186,7 @@ def magnify(
 
     `images` are the indices of x0 (N,): with `seed`, they determine the noise. A progress bar (steps). `UserError` for
     an unknown name or fewer than 2 repeats."""
+    from pandas import concat                                              # slow to import
     choose("reference lens", reference, lenses)
     memories = {name: Memory(lens, lag) for name, lens in lenses.items()}
     views = dict.fromkeys(lens.raw for lens in lenses.values())
@@ -202,8 +203,9 @@ def magnify(
             sight, close = here[m.lens.raw], beside[m.lens.raw]
             row = readings(m, guidance[name], paths[name], sight, close, point, mask, cutoff, guidance[reference])
             tables.append(as_table(row, lens=name, t=t, step=step, image=np.asarray(images)))
-        yield point.first, guidance, pd.concat(tables, ignore_index=True)
+        yield point.first, guidance, concat(tables, ignore_index=True)
 
 def microscope(*args, **kwargs):
     "All rows of `magnify` in one table."
-    return pd.concat([rows for *_, rows in magnify(*args, **kwargs)], ignore_index=True)
+    from pandas import concat                                              # slow to import
+    return concat([rows for *_, rows in magnify(*args, **kwargs)], ignore_index=True)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'WHERE', 'UNGUIDED', 'log_probability', 'logit', 'binary_log_probability', 'calibrated',
            'multilabel_log_probability', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped', 'smoothed', 'unguided', 'Interval',
-           'Value', 'Guidance', 'Ancestral', 'Step', 'NonFiniteGradient', 'check_finite', 'guided_steps', 'sample']
+           'Value', 'Guidance', 'Ancestral', 'Step', 'NonFinite', 'NonFiniteGradient', 'check_finite', 'guided_steps',
+           'sample']
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #e3f1ef99
 import math
@@ -192,7 +193,16 @@ class Step:
     x_prev: torch.Tensor
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #41bd4036
-class NonFiniteGradient(UserError, ArithmeticError):
+class NonFinite(UserError, ArithmeticError):
+    "A state is NaN or infinite: sampling cannot go on. `label` is the run's, if it has one."
+    label = None
+
+    def of(self, label):
+        "The same, of a run."
+        self.label = label
+        return self
+
+class NonFiniteGradient(NonFinite):
     "A guidance gradient is NaN or infinite: guidance cannot go on."
 
 def check_finite(gradient, t, guidance):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BETAS', 'VARIANCE_TYPES', 'LEAST_SIGNAL', 'PLAIN', 'read_scheduler', 'read_unet', 'contradictions', 'expected_shapes',
-           'check_weights', 'read_patch', 'image_shape', 'pipeline_card', 'diffusers_module', 'built_unet',
-           'PipelineDenoiser', 'load_pipeline', 'as_unet2d', 'as_scheduler', 'save_pipeline']
+           'check_weights', 'read_patch', 'write_patch', 'image_shape', 'pipeline_card', 'diffusers_module',
+           'built_unet', 'PipelineDenoiser', 'load_pipeline', 'as_unet2d', 'as_scheduler', 'save_pipeline']
 
 # %% ../../nbs/2_models/11_interop.ipynb #3546c3e2
 import json
@@ -113,6 +113,12 @@ def read_patch(folder):
     note = read_json(path, "the note on patches")
     check_fields({"patch": None} | note, {"patch": whole(1, 64)}, path)
     return note["patch"]
+
+def write_patch(patch, folder):
+    "Note the patch of a denoiser of ours in its pipeline's folder; nothing where there are no patches."
+    if patch == 1: return
+    note = dict(patch=patch, note="images are pixel_shuffle(patch) of what the unet sees")
+    write_bytes(Path(folder) / "gradcheck.json", (json.dumps(note) + "\n").encode())
 
 def image_shape(config, patch, folder):
     "(channels, height, width) of the pictures."
@@ -239,7 +245,5 @@ def save_pipeline(unet, ddpm, folder):
     "Write our `UNet` and `DDPM` as a pipeline folder of diffusers, in safetensors; returns diffusers' pipeline."
     pipeline = diffusers_module().DDPMPipeline(as_unet2d(unet), as_scheduler(ddpm, unet.prediction))
     pipeline.save_pretrained(make_folder(folder), safe_serialization=True)
-    if unet.config.patch > 1:
-        note = dict(patch=unet.config.patch, note="images are pixel_shuffle(patch) of what the unet sees")
-        write_bytes(Path(folder) / "gradcheck.json", (json.dumps(note) + "\n").encode())
+    write_patch(unet.config.patch, folder)
     return pipeline

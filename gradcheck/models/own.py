@@ -88,9 +88,9 @@ def gives_gradient(model, x):
     with torch.enable_grad(): return model(x.clone().requires_grad_()).requires_grad
 
 @torch.no_grad()
-def probe(model, name, shape, images=4):
+def probe(model, name, shape, images=4, device="cpu"):
     "Logits (images, classes) of a classifier of yours for noise; `UserError` for an answer that cannot guide."
-    x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    x = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(device)
     logits = model(x)
     def differ(a, b): return (a - b).abs().max() / logits.abs().max().clamp(min=1e-6)
     for right, fault in (

@@ -15,13 +15,14 @@ from functools import cached_property
 import numpy as np
 
 from ..core import pick_device
-from ..models.catalogue import open_classifier, open_denoiser
+from ..data.sources import data_digest
+from ..models.catalogue import classifier_card, open_classifier, open_denoiser
 from .curves import LABELS
 from .presets import ROLES, Preset, get_preset
 from .settings import classes_of, spec_for
 from .variants import SHORT, TECHNIQUES
 from ..runs.effects import paired_effect
-from ..runs.evaluation import recognition
+from ..runs.evaluation import kept_recognition
 from ..runs.tradeoff import fid_effect, not_compared, trade_off
 from ..runs.verdicts import Claim, against_null, compared, of_kind, probability, probability_T400
 from ..runs.verdicts import raw_and_null, raw_similarity_T400, recognised, similarity_T400, target_probability
@@ -30,12 +31,15 @@ from ..runs.verdicts import raw_and_null, raw_similarity_T400, recognised, simil
 def recognition_of(preset):
     "The `recognition` table of a preset's classifiers on its held-out data, given x_t and given its denoiser's x0-hat."
     p, device = get_preset(preset), pick_device()
-    diffusion = spec_for(p, list(p.classifiers)[-1], "plain").diffusion
+    spec = spec_for(p, list(p.classifiers)[-1], "plain")
     classifiers = {role: open_classifier(name, device) for role, name in p.classifiers.items()}
     denoiser = open_denoiser(p.denoiser, device)
     data = p.reference.open().held_out
-    classes = classes_of(p, list(p.classifiers.values())[-1])
-    return recognition(classifiers, diffusion, data, denoiser, count=p.recognised, device=device, classes=classes)
+    asked = dict(count=p.recognised, device=device, classes=classes_of(p, spec.classifier))
+    cards = [spec.card, *(classifier_card(name, p.shape) for name in p.classifiers.values())]
+    known = [[card["sha256"], card["config"], card.get("diffusion", {})] for card in cards]
+    known += [[*p.classifiers], data_digest(p.data, p.shape[1]), p.shape, asked]
+    return kept_recognition(known, classifiers, spec.diffusion, data, denoiser, **asked)
 
 # %% ../../nbs/5_paper/07_claims.ipynb #593f1f9d
 @dataclass

@@ -18,7 +18,7 @@ from .plan import duration, seconds_per_image_step
 from .saved import provenance
 from .study import FULL, PILOT_IMAGES, PROTOCOLS, cells_of, scales_of, spec_of
 from .study_results import study_folder, write_study
-from .study_runs import base_rates, outcomes, similarities
+from .study_runs import base_rates, outcomes, qualities, runs_along, similarities
 from ..runs.records import machine_of
 from ..runs.scales import PILOTS
 
@@ -27,8 +27,7 @@ def image_steps(cells, study):
     "where -> (image-steps in batches, image-steps of few images) of the study's cells."
     counted = {}
     for cell in cells:
-        pilots = 1 if cell.replicate else 1 + len(PILOTS)
-        few = pilots * PILOT_IMAGES * study.steps + study.long_count * study.long_steps
+        few = (1 + len(PILOTS)) * PILOT_IMAGES * study.steps + study.long_count * study.long_steps
         many = len(study.energies) * study.count * study.steps
         where = spec_of(cell, 1.0, study).where
         before = counted.get(where, (0, 0))
@@ -77,9 +76,11 @@ def full(out="results/study", study=FULL, preset="laptop", engine=None, report=p
     against those of the repository. Returns the folder. Classifiers that cannot be read are left out with a warning."""
     cells = cells_of(study, preset)
     scales = scales_of(cells, study, preset)
+    along = list(runs_along(cells, scales, study, preset, engine))
     tables = dict(
-        outcomes=outcomes(cells, scales, study, preset, engine),
+        outcomes=outcomes(along),
         similarities=similarities(cells, scales, study, preset),
+        quality=qualities(along),
         base=base_rates(study, preset, engine),
     )
     folder = write_study(tables, known_of(cells, study), out)

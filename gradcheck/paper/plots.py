@@ -11,9 +11,7 @@ import base64
 import io
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from ..pictures import few_colours
@@ -54,6 +52,7 @@ def as_label(name, length=60):
 def cosine_table(runs, name="cosine"):
     """The plotted numbers: one row per curve and step with t, mean, standard deviation and the number of images with a
     direction."""
+    import pandas as pd                                                    # slow to import
     tables = []
     for label, r in runs.items():
         c = r.trace[name][1:].numpy()                                       # the first step has no predecessor
@@ -86,6 +85,7 @@ def draw_curve(ax, rows, color, label):
 def plot_cosines(table, colors, title):
     """Draw a table of `cosine_table`, a curve per entry of `colors` (label -> name in `PALETTE`); returns the
     matplotlib figure."""
+    from matplotlib import pyplot as plt                                   # slow to import
     lowest = (table["mean"] - table["std"]).min()
     lowest = max(lowest - 0.03, -1.03) if np.isfinite(lowest) else -1.03           # a gradient of zero has no cosine
     with plt.rc_context(STYLE):
@@ -112,8 +112,9 @@ def smaller(png, colours=256):
 
 def figure_bytes(fig, suffix, dpi=200):
     "A matplotlib figure as the bytes of a file of that kind (png, pdf), at `dpi` dots an inch."
+    from matplotlib import rc_context                                      # slow to import
     buffer = io.BytesIO()
-    with plt.rc_context(STYLE): fig.savefig(buffer, format=suffix, dpi=dpi)
+    with rc_context(STYLE): fig.savefig(buffer, format=suffix, dpi=dpi)
     return smaller(buffer.getvalue()) if suffix == "png" else buffer.getvalue()
 
 # %% ../../nbs/5_paper/09_plots.ipynb #1254c4ec

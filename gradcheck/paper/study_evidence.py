@@ -53,12 +53,14 @@ class CellEvidence:
     reader: str
     reached: dict
     similarities: pd.DataFrame
+    quality: pd.DataFrame
     base: pd.DataFrame
 
     def __post_init__(self):
         def mine(table): return table[table["protocol"] == self.protocol]
         self.reached = {word: mine(table) for word, table in self.reached.items()}
         self.similarities = mine(self.similarities)
+        self.quality = mine(self.quality)
         self.base = mine(self.base)
 
     def similarity(self, kind, variant, column="similarity"):
@@ -66,11 +68,23 @@ class CellEvidence:
         t = self.similarities
         return cube(t[(t["kind"] == kind) & (t["variant"] == variant)], column)
 
+    def at_equal_energy(self, kind, variant, column):
+        "An outcome at equal energy (replicates, classes, images)."
+        t = self.reached[column]
+        return cube(t[(t["kind"] == kind) & (t["variant"] == variant)], column)
+
     def probability(self, kind, variant, reader=None):
-        "Target probability at equal energy (replicates, classes, images), by the reader or another one."
-        word = reader or self.reader
-        t = self.reached[word]
-        return cube(t[(t["kind"] == kind) & (t["variant"] == variant)], word)
+        "Target probability at equal energy, by the reader or another one."
+        return self.at_equal_energy(kind, variant, reader or self.reader)
+
+    def whole(self, kind, variant):
+        "Whether there is a whole ball, at equal energy."
+        return self.at_equal_energy(kind, variant, "whole")
+
+    def nearness(self, kind, variant):
+        "Minus the asinh(KID) to the target's pictures, one number a cell (replicates, classes, 1)."
+        t = self.quality[self.quality["measure"] == "asinh KID, target"]
+        return -cube(t[(t["kind"] == kind) & (t["variant"] == variant)].assign(image=0), "value")
 
     def lifted(self, kind, variant):
         "By how much guidance raises the judge's probability above that without guidance, for the same noise."

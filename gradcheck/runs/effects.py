@@ -9,7 +9,6 @@ __all__ = ['Effect', 'paired_effect', 'resampled_effect']
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from ..core import counter_bits
 
@@ -26,12 +25,13 @@ class Effect:
 def paired_effect(a, b, resamples=2000, seed=0):
     """The mean of a - b over paired images, both (N,), as an `Effect`; images where either is NaN are left out. NaN
     interval if fewer than two remain."""
+    from scipy.stats import bootstrap                                      # slow to import
     d = np.asarray(a, float) - np.asarray(b, float)
     d = d[np.isfinite(d)]
     if len(d) < 2: return Effect(d.mean() if len(d) else np.nan, np.nan, np.nan)
     # all the same: nothing to resample
     if np.ptp(d) <= 1e-9 * np.abs(d).max(): return Effect(d[0], d[0], d[0])
-    interval = stats.bootstrap(
+    interval = bootstrap(
         (d,), np.mean, n_resamples=resamples, rng=np.random.default_rng(int(counter_bits(seed, 0)))
     ).confidence_interval
     return Effect(d.mean(), interval.low, interval.high)

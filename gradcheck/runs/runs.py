@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core import UserError, image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
-from ..guidance.sampling import OBJECTIVES, Guidance, guided_steps
+from ..guidance.sampling import OBJECTIVES, Guidance, NonFinite, guided_steps
 from ..models.batches import MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
@@ -178,7 +178,9 @@ class Local:
         "Yields `(task, tensors)` for tasks `(label, spec, images)`, in any order; `bar` is told what happens."
         for label, spec, images in tasks:
             bar.set_description(label)
-            yield (label, spec, images), self.chunk(spec, images, bar)
+            try: tensors = self.chunk(spec, images, bar)
+            except NonFinite as e: raise e.of(label)
+            yield (label, spec, images), tensors
 
     def chunk(self, spec, images, bar):
         "The tensors of one chunk; a micro-batch that was halved once stays so."

@@ -274,7 +274,8 @@ def test_no_way_of_nothing():
 def test_a_way_by_name_is_named_after_what_it_shows():
     for name, make in places(WHERE).items():
         where = make(0.5, Gaussian())
-        assert where.__name__ in ("unguided", "at_x_t", "at_x0_hat", "at_x0_hat_stopped", "at_x0_hat_mean")
+        known = ("x_t", "x0_hat", "x0_hat_stopped", "x0_hat_mean")
+        assert where.__name__ in ("unguided", *(f"at_{at}" for at in known))
         gradient = evaluate(where, points(3), 100, seeds=torch.arange(3))
         assert gradient.isfinite().all() and (gradient != 0).any() == (name != "unguided")
 

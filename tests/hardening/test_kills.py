@@ -36,7 +36,7 @@ TASKS = {
         ("reproduce", "figure_4", "--preset", "smoke", "--out", "out"),
         ("nbs", "settings.ini"),
         (),
-        ("figure_4.ipynb", "figure_4.json", "figure_4.pdf", "index.html"),
+        ("figure_4.ipynb", "figure_4.json", "figure_4.pdf", "figure_4.stamp", "index.html"),
     ),
     "exporting": Task(("export", "d/ddpm.safetensors", "--out", "out"), ("d",)),
 }

@@ -23,6 +23,7 @@ BASES = {   # a small, healthy call of each command: its arguments, its options
     "export": (("d/ddpm.safetensors",), ("--out", "out")),
     "evaluate": ((), ("--preset", "smoke", "--count", "1", "--images", "1")),
     "bench": ((), ("--preset", "smoke", "--images", "1", "--threads", "1", "--repeats", "1")),
+    "diagnose": ((), ("--denoiser", "d/ddpm.safetensors", "--classifier", "c/nonrobust.safetensors", "--out", "out")),
     "info": ((), ()),
 }
 PATIENCE = {"bench": 4.0, "evaluate": 8.0}                 # seconds of CPU until it is stopped; 12 for the others

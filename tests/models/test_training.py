@@ -71,7 +71,7 @@ import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from test_training import trainer
-t = trainer(Path({str(tmp_path / 'killed')!r}), steps=200, resume=True); t.every_s = 0.0; t.run()
+t = trainer(Path({str(tmp_path / 'killed')!r}), steps=40, resume=True); t.every_s = 0.0; t.run()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
@@ -79,9 +79,9 @@ t = trainer(Path({str(tmp_path / 'killed')!r}), steps=200, resume=True); t.every
     while read_meta(checkpoint)["step"] < 2 and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < read_meta(checkpoint)["step"] < 200
+    assert 0 < read_meta(checkpoint)["step"] < 40
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
-    trainer(tmp_path / "whole", steps=200).run()
+    trainer(tmp_path / "whole", steps=40).run()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
@@ -164,7 +164,8 @@ def test_it_learns(tmp_path):
 
     class OneBatch:
         def batches(self, n, seed, start):
-            while True: yield SportBalls().batch(range(n))
+            batch = SportBalls().batch(range(n))
+            while True: yield batch
     losses = []
     def loss(model, *batch):
         losses.append(denoising_loss(model, DDPM(), *batch))

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
+from gradcheck.guidance.sampling import NonFinite
 from gradcheck.paper.full import against_reference, check_full, full, image_steps, plan_full
 from gradcheck.paper.page import markdown, summary
-from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, decide_study
-from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, moved, replicates, spec_of
+from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
+from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, replicates, spec_of
 from gradcheck.paper.study_evidence import along_energies, cube
-from gradcheck.paper.study_results import packed, read_study, write_study
+from gradcheck.paper.study_results import CELL, packed, read_study, write_study
 from gradcheck.paper.study_runs import weighted
 
 TINY = Study(
@@ -33,7 +34,7 @@ RAISED = "x̂₀-prediction raises the target probability with non-robust classi
 def planted(lift, replicates=5, classes=4, images=6, protocols=("ours",), seed=0):
     "Tables of a study in which x0-hat-prediction lifts probability and similarity by `lift(replicate, class)`."
     rng = np.random.default_rng(seed)
-    found = {"outcomes": [], "similarities": [], "base": []}
+    found = {"outcomes": [], "similarities": [], "quality": [], "base": []}
     for protocol in protocols:
         for k in range(classes):
             found["base"].append(pd.DataFrame(dict(protocol=protocol, target=k, image=range(64), judge=0.3)))
@@ -43,7 +44,10 @@ def planted(lift, replicates=5, classes=4, images=6, protocols=("ours",), seed=0
             up = lift(r, k) if variant in ("x0_hat", "both") else 0.0
             said = 0.4 + up + rng.normal(0, 0.05, images)
             for e in FULL.energies:
-                found["outcomes"].append(pd.DataFrame(where | dict(energy=e, injected=e, guide=said, judge=said)))
+                rows = dict(energy=e, injected=e, guide=said, judge=said, guess=k, seen=k, whole=said, oracle=said)
+                found["outcomes"].append(pd.DataFrame(where | rows))
+            near = dict(measure="asinh KID, target", value=-said.mean())
+            found["quality"].append(pd.DataFrame([{c: where[c] for c in CELL} | near]))
             same = dict.fromkeys(("similarity", "raw", "shuffled", "weighted", "raw_weighted"), said)
             found["similarities"].append(pd.DataFrame(where | same))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
@@ -66,6 +70,13 @@ def test_a_sign_that_differs_between_classes_is_said():
     assert verdict_of(planted(lambda r, k: 0.3 if k % 2 else -0.3))[0] == "depends on the class"
 
 
+def test_more_whole_balls_and_nearer_pictures_hold_where_planted():
+    claims, _ = decide_study(**planted(lambda r, k: 0.3))
+    said = claims[claims["reader"] == "judge"].set_index("claim")["verdict"]
+    for claim in (*WHOLE, *NEARER):
+        assert said[claim.text] == ("holds" if "x̂₀" in claim.text else "no difference that matters")
+
+
 def test_two_classifiers_hold_nothing():
     assert verdict_of(planted(lambda r, k: 0.3, replicates=2))[0] == "undecided"
 
@@ -75,8 +86,8 @@ def test_the_guides_word_and_the_judges_are_told_apart():
     tables["outcomes"]["judge"] = 0.5
     claims, cells = decide_study(*tables.values())
     mine = claims[(claims["claim"] == RAISED) & (claims["protocol"] == "authors")].set_index("reader")
-    assert mine["verdict"].to_dict() == {"guide": "holds", "judge": "no difference that matters"}
-    assert len(cells[cells["claim"] == RAISED]) == 2 * 5 * 4
+    assert mine["verdict"].to_dict() == dict(guide="holds", judge="no difference that matters", oracle="holds")
+    assert len(cells[cells["claim"] == RAISED]) == 3 * 5 * 4
 
 
 def test_outcomes_at_equal_energy_in_closed_form():
@@ -102,11 +113,16 @@ def test_a_similarity_weighted_by_energy():
     assert weighted(cosine, energy).tolist() == [0.75, 0.5]
 
 
-@pytest.mark.parametrize("factor", [0.2, 1.0, 30.0])
-def test_a_curve_of_another_training_is_moved_along(factor):
-    "Where energy is proportional to the scale, half the energy means twice the scale."
-    scales = np.array([0.1, 1.0, 10.0, 100.0])
-    assert moved((scales, 2 * scales), 20.0 / factor) == pytest.approx(factor, rel=1e-3)
+def test_a_setting_that_leaves_the_numbers_is_named_and_left_out():
+    def run(specs):
+        for label, scale in specs.items():
+            if scale > 10: raise NonFinite(f"the gradient at scale {scale} is not finite.").of(label)
+        return {label: scale + 1 for label, scale in specs.items()}
+
+    with pytest.warns(UserWarning) as said: kept = finite(run, dict(a=1, b=20, c=2, d=30))
+    assert kept == dict(a=2, c=3)
+    assert [str(w.message)[:31] for w in said] == [f"{k} is left out of the study: the" for k in "bd"]
+    with pytest.raises(NonFinite): finite(lambda specs: run(dict(e=11)), dict(a=1))     # not one of those asked for
 
 
 def test_a_replicate_that_cannot_be_read_is_named_and_left_out(monkeypatch):
@@ -131,7 +147,8 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
     decided = write_study(again, dict(study="planted"), tmp_path / "again") / "claims.csv"
     assert decided.read_bytes() == (folder / "claims.csv").read_bytes()
     table = pd.read_csv(folder / "claims.csv")
-    assert len(table) == 2 * len(CELL_CLAIMS) + sum(c.unit == "probability" for c in CELL_CLAIMS)
+    assert len(table) == 2 * len(CELL_CLAIMS) + len(READ) + 2 * len(SEEN)
+    assert set(table.loc[table["claim"] == RAISED, "reader"]) == {"guide", "judge", "oracle"}
     rows = summary(table)
     assert [r["claim"] for r in rows] == [c.text for c in CELL_CLAIMS if c.text in HEADLINE] and len(rows) <= 6
     assert markdown(rows).count("\n") == len(rows) + 1

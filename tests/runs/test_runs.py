@@ -330,17 +330,16 @@ def test_every_field_but_the_count_changes_the_key():
         repeats=2,
     )
     keys = {replace(base, **{k: v}).key for k, v in changed.items()} | {base.key}
+    cone = replace(base, where="x_t_cone", robust="laptop/robust")
+    assert replace(cone, robust="laptop/judge").key != cone.key
+    best = replace(base, where="unguided", candidates=2)
+    assert replace(best, candidates=3).key != best.key
     assert len(keys) == len(changed) + 1
     assert (
         replace(base, count=7).key == base.key
         and replace(base, scale=10).key == base.key
         and replace(base, target="baseball").key == base.key
     )
-    # two fields have a meaning beside others only
-    cone = replace(base, where="x_t_cone", robust="laptop/robust")
-    unguided = replace(base, where="unguided")
-    assert replace(cone, robust="laptop/judge").key != cone.key
-    assert replace(unguided, candidates=2).key != unguided.key
     assert set(changed) | {"count", "denoiser", "robust", "candidates"} == set(base.__dataclass_fields__)
 
 

@@ -1,0 +1,88 @@
+"""What is derived from runs and pictures is kept as they are: by all that it is made of."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gradcheck.data.sources import Real
+from gradcheck.paper import claims
+from gradcheck.paper.presets import get_preset
+from gradcheck.runs import chunks, scores
+from gradcheck.runs.chunks import derived
+from gradcheck.runs.scores import references
+
+
+class Maker:
+    "Counts how often it is asked."
+    asked = 0
+
+    def __call__(self):
+        self.asked += 1
+        return dict(numbers=np.arange(self.asked, self.asked + 3), names=np.array(["a", "ü"]))
+
+
+def test_it_is_made_once_for_what_it_is_made_of():
+    make = Maker()
+    for made_of in (["a", 1], ["a", 1], ["a", 2]): found = derived("kind", made_of, make)
+    assert make.asked == 2
+    assert found["numbers"].tolist() == [2, 3, 4] and found["names"].tolist() == ["a", "ü"]
+    assert derived("kind", ["a", 1], make)["numbers"].tolist() == [1, 2, 3]
+    derived("another kind", ["a", 1], make)
+    assert make.asked == 3
+
+
+def test_what_is_not_known_is_not_kept(own_cache):
+    make = Maker()
+    for _ in range(2): derived("kind", ["a", None], make)
+    assert make.asked == 2 and not own_cache.exists()
+
+
+def test_other_code_makes_it_again(tmp_path, monkeypatch):
+    make = Maker()
+    monkeypatch.setattr(chunks, "PACKAGE", tmp_path)
+    for text in ("", "", "x = 1"):
+        (tmp_path / "__init__.py").write_text(text)
+        derived("kind", ["a"], make)
+    assert make.asked == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:100], lambda data: data.replace(b"\1", b"\2")],
+                         ids=["empty", "half", "flipped"])
+def test_a_damaged_file_is_made_again(own_cache, damage):
+    make = Maker()
+    derived("kind", ["a"], make)
+    path, = own_cache.rglob("*.npz")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="damaged"): derived("kind", ["a"], make)
+    assert make.asked == 2
+    derived("kind", ["a"], make)
+    assert make.asked == 2
+
+
+def never(*args, **kwargs): raise AssertionError("it was there")
+
+
+def test_features_of_real_pictures(monkeypatch):
+    real = Real("sportballs", 64, 24, "laptop/judge")
+    references.cache_clear()
+    first = references(real, 0)["judge"]
+    references.cache_clear()
+    monkeypatch.setattr(scores, "judge_features", never)
+    again, another = references(real, 0)["judge"], references(real, 1)["judge"]
+    references.cache_clear()
+    for part in ("data", "held_out"):
+        for kind in ("all", "target"): assert torch.equal(getattr(first, part)[kind], getattr(again, part)[kind])
+    assert torch.equal(another.data["all"], first.data["all"])
+    assert not torch.equal(another.data["target"], first.data["target"])
+
+
+def test_what_classifiers_recognise(monkeypatch):
+    p = replace(get_preset("smoke"), recognised=2)
+    first = claims.recognition_of(p)
+    made = {"role": pd.api.types.is_string_dtype(first["classifier"]), "right": first["right"].dtype == bool}
+    assert made == {"role": True, "right": True} and set(first["classifier"]) == set(p.classifiers)
+    monkeypatch.setattr("gradcheck.runs.evaluation.recognition", never)
+    pd.testing.assert_frame_equal(claims.recognition_of(p), first)
+    with pytest.raises(AssertionError, match="it was there"): claims.recognition_of(replace(p, recognised=3))
