@@ -75,8 +75,9 @@ from gradcheck.runs.specs import RunSpec
     (("train", "ddpm", "--sprites", "/nowhere"), "no sprites in '/nowhere'"),
     (("tarin",), "No such command"),
 ])
-def test_bad_input_is_one_sentence_and_exit_2(cli, args, message, own_cache):
-    code, out, err = cli(*args)
+def test_bad_input_is_one_sentence_and_exit_2(cli, args, message, own_cache, tmp_path):
+    own = ("--out", tmp_path / "run") if args[0] == "train" and "--out" not in args else ()
+    code, out, err = cli(*args, *own)                           # else two workers would meet in data/train/run
     assert code == 2 and message in err and "Traceback" not in err
     assert err.startswith("gradcheck: ") and err.count("\n") == 1
     assert not list(own_cache.rglob("*"))                       # nothing half-written
