@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['READING', 'STEADY', 'FILTER', 'RAISED', 'RAW', 'LESS_STEADIED', 'GUIDES', 'BASE', 'KINDS', 'WHOLE', 'NEARER',
-           'CELL_CLAIMS', 'READ', 'SEEN', 'READINGS', 'HEADLINE', 'CellClaim', 'row_of', 'decided', 'decide_study']
+           'CELL_CLAIMS', 'READ', 'SEEN', 'READINGS', 'HEADLINE', 'CellClaim', 'of_each', 'row_of', 'decided',
+           'decide_study']
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #a2eb621d
 from dataclasses import dataclass
@@ -33,6 +34,20 @@ class CellClaim:
 
 READING = "our reading"
 
+def of_each(techniques, text, short, where, measure, unit, note=""):
+    "A claim for each technique v: its name stands for {} in `text` and `short`; `measure(evidence, v)` decides."
+    return [
+        CellClaim(
+            text=text.format(TECHNIQUES[v]),
+            short=short.format(SHORT[v]),
+            where=where,
+            measure=lambda e, v=v: measure(e, v),
+            unit=unit,
+            note=note,
+        )
+        for v in techniques
+    ]
+
 # %% ../../nbs/5_paper/19_replicated.ipynb #247930ea
 STEADY = [
     CellClaim(
@@ -54,26 +69,26 @@ STEADY = [
 # %% ../../nbs/5_paper/19_replicated.ipynb #fe8fea9e
 FILTER = "filter arithmetic: a moving average is steady whatever it averages"
 RAISED = [
-    CellClaim(
-        text=f"{TECHNIQUES[v]} raises the similarity for non-robust classifiers",
-        short=f"{SHORT[v]} raises it",
+    claim
+    for techniques, note in ((["x0_hat"], ""), (["adam", "both"], FILTER))
+    for claim in of_each(
+        techniques,
+        text="{} raises the similarity for non-robust classifiers",
+        short="{} raises it",
         where="Figure 2",
-        measure=lambda e, v=v: against_plain(e.similarity, v),
+        measure=lambda e, v: against_plain(e.similarity, v),
         unit="similarity",
-        note=FILTER if v != "x0_hat" else "",
+        note=note,
     )
-    for v in TECHNIQUES
 ]
-RAW = [
-    CellClaim(
-        text=f"{TECHNIQUES[v]} raises the similarity of the raw gradient along the way that it guides",
-        short=f"{SHORT[v]}: the raw gradient's",
-        where=READING,
-        measure=lambda e, v=v: against_plain(e.similarity, v, "raw"),
-        unit="similarity",
-    )
-    for v in ("adam", "both")
-]
+RAW = of_each(
+    ["adam", "both"],
+    text="{} raises the similarity of the raw gradient along the way that it guides",
+    short="{}: the raw gradient's",
+    where=READING,
+    measure=lambda e, v: against_plain(e.similarity, v, "raw"),
+    unit="similarity",
+)
 LESS_STEADIED = CellClaim(
     text="Stabilisation changes the similarity of robust classifiers less than that of non-robust ones",
     short="robust: similarity changes less",
@@ -83,16 +98,14 @@ LESS_STEADIED = CellClaim(
 )
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #c311fccd
-GUIDES = [
-    CellClaim(
-        text=f"{name} raises the target probability with non-robust classifiers",
-        short=f"{SHORT[v]} raises it",
-        where="abstract",
-        measure=lambda e, v=v: against_plain(e.probability, v),
-        unit="probability",
-    )
-    for v, name in TECHNIQUES.items()
-]
+GUIDES = of_each(
+    TECHNIQUES,
+    text="{} raises the target probability with non-robust classifiers",
+    short="{} raises it",
+    where="abstract",
+    measure=lambda e, v: against_plain(e.probability, v),
+    unit="probability",
+)
 BASE = CellClaim(
     text="Unmodified, non-robust classifiers raise the judge's probability above that without guidance",
     short="non-robust guides at all, unmodified",
@@ -116,26 +129,22 @@ KINDS = [
         unit="probability",
     ),
 ]
-WHOLE = [
-    CellClaim(
-        text=f"{name} raises the share of whole balls with non-robust classifiers",
-        short=f"{SHORT[v]}: more whole balls",
-        where=READING,
-        measure=lambda e, v=v: against_plain(e.whole, v),
-        unit="share",
-    )
-    for v, name in TECHNIQUES.items()
-]
-NEARER = [
-    CellClaim(
-        text=f"{name} brings pictures of non-robust classifiers nearer to the target's, by features that know no class",
-        short=f"{SHORT[v]}: nearer to the target's",
-        where="abstract (better samples); the measure is ours",
-        measure=lambda e, v=v: against_plain(e.nearness, v),
-        unit="distance",
-    )
-    for v, name in TECHNIQUES.items()
-]
+WHOLE = of_each(
+    TECHNIQUES,
+    text="{} raises the share of whole balls with non-robust classifiers",
+    short="{}: more whole balls",
+    where=READING,
+    measure=lambda e, v: against_plain(e.whole, v),
+    unit="share",
+)
+NEARER = of_each(
+    TECHNIQUES,
+    text="{} brings pictures of non-robust classifiers nearer to the target's, by features that know no class",
+    short="{}: nearer to the target's",
+    where="abstract (better samples); the measure is ours",
+    measure=lambda e, v: against_plain(e.nearness, v),
+    unit="distance",
+)
 CELL_CLAIMS = (
     *of_kind("Similarity from step to step", [*STEADY, *RAISED, *RAW, LESS_STEADIED]),
     *of_kind("Target probability at equal energy", [*GUIDES, BASE, *KINDS]),

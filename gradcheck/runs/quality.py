@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'FEW', 'SURE', 'Quality', 'joined', 'quality_of', 'held_out', 'real_quality', 'mean_of_others', 'kid',
-           'to_scale', 'swapped', 'kid_difference', 'circular_distance', 'turns', 'factor_distances', 'quality_row',
-           'kid_change', 'disagreement']
+           'to_scale', 'swapped', 'kid_difference', 'circular_distance', 'turns', 'factor_distances', 'kid_to',
+           'among_hits', 'quality_row', 'kid_change', 'disagreement']
 
 # %% ../../nbs/4_runs/14_quality.ipynb #48f75daf
 from dataclasses import dataclass
@@ -156,18 +156,27 @@ def factor_distances(quality, real, sprites=None):
 # %% ../../nbs/4_runs/14_quality.ipynb #41858098
 FEW = 8               # hits, below which a distance among them says nothing
 
+def kid_to(quality, real, kind="target"):
+    "KID of the pictures of a `Quality` to `real_quality`'s `kind`, on codes to scale; NaN for fewer than two."
+    if len(quality) < 2: return np.nan
+    scale = real["all"].codes
+    return kid(to_scale(quality.codes, scale), to_scale(real[kind].codes, scale))
+
+def among_hits(quality, real):
+    "KID of the hits to the target's pictures; NaN for fewer than `FEW`."
+    return kid_to(quality.hits, real) if len(quality.hits) >= FEW else np.nan
+
 def quality_row(quality, real):
     "name -> number: the measures of a `Quality` against `real_quality`'s two, NaN where there are too few pictures."
     scale = real["all"].codes
     mine = to_scale(quality.codes, scale)
     against = {name: to_scale(q.codes, scale) for name, q in real.items()}
-    hits = mine[torch.tensor(quality.seen["hit"].to_numpy())]
     return {
-        "KID, target": kid(mine, against["target"]) if len(mine) > 1 else np.nan,
-        "KID, all": kid(mine, against["all"]) if len(mine) > 1 else np.nan,
+        "KID, target": kid_to(quality, real),
+        "KID, all": kid_to(quality, real, "all"),
         "Fréchet, target": FID(against["target"])(mine),
         "Fréchet, all": FID(against["all"])(mine),
-        "KID among hits": kid(hits, against["target"]) if len(hits) >= FEW else np.nan,
+        "KID among hits": among_hits(quality, real),
         "whole": float(quality.seen["whole"].mean()),
         "hit": float(quality.seen["hit"].mean()),
         **factor_distances(quality, real["all"]),
