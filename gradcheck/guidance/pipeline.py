@@ -18,6 +18,7 @@ from ..data.classes import parse_target
 from .sampling import OBJECTIVES, UNGUIDED, WHERE, Guidance
 from .scheduled import Guided
 from .stabilizers import make_stabilizer
+from .ways import check_objective
 from ..models.catalogue import class_names, classifier_card, open_classifier
 from ..models.interop import diffusers_module, image_shape, read_patch, write_patch
 from ..models.own import Own, names_given, probe
@@ -32,19 +33,20 @@ def check_state(model, what, device):
         raise UserError(f"the {what} is on {places.pop()}, the pipeline on {device}; move one to the other's device.")
 
 def guide_of(classifier, shape, device):
-    """A classifier, a module or a name, framed as `Own`, and the names of its classes. `UserError` for one that cannot
-    guide images of `shape` (C, H, W)."""
+    """A classifier, a module or a name, framed as `Own`, the names of its classes, and how many logits it has.
+    `UserError` for one that cannot guide images of `shape` (C, H, W)."""
     if isinstance(classifier, nn.Module):
         what = f"classifier {type(classifier).__name__}"
         check_state(classifier, what, device)
         model = classifier if isinstance(classifier, Own) else Own(classifier, type(classifier).__name__).eval()
         classes = probe(model, model.called, shape, device=device).shape[1]
-        return model, names_given(model, model.called, classes) or [str(i) for i in range(max(classes, 2))]
+        names = names_given(model, model.called, classes) or [str(i) for i in range(max(classes, 2))]
+        return model, names, classes
     if not isinstance(classifier, (str, Path)):
         raise UserError(f"the classifier is a {type(classifier).__name__}; give an nn.Module from images to logits, or "
                         "the name of one.")
-    names = class_names(classifier_card(classifier, shape))
-    return open_classifier(classifier, device), names
+    card = classifier_card(classifier, shape)
+    return open_classifier(classifier, device), class_names(card), card["config"]["classes"]
 
 # %% ../../nbs/3_guidance/13_pipeline.ipynb #086d4b21
 def by_name(kind, said, options):
@@ -66,12 +68,10 @@ def guidance_of(classifier, target, shape, count, stride, device, where, stabili
         raise UserError("guidance needs both a classifier and a target; give both, or none to sample without guidance.")
     if not callable(scale) and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise UserError(f"the guidance scale is {shown(scale)}; give a finite number >= 0.")
-    model, names = guide_of(classifier, shape, device)
-    with torch.no_grad(): logits = model(torch.zeros(1, *shape, device=device)).shape[1]
+    model, names, logits = guide_of(classifier, shape, device)
     chosen = by_name("objective", objective or ("binary" if logits == 1 else "log_probability"), OBJECTIVES)
-    if (chosen is OBJECTIVES["binary"]) != (logits == 1) and chosen in OBJECTIVES.values():
-        raise UserError(f"objective {objective!r} does not fit a classifier with {logits} logits; binary needs one "
-                        "logit, the others several.")
+    for name, known in OBJECTIVES.items():
+        if chosen is known: check_objective(name, logits)
     steady = make_stabilizer(stabilizer).spanning(stride) if isinstance(stabilizer, str) else stabilizer
     return Guidance(model, targets_of(target, names, count), chosen, by_name("where", where, WHERE), steady, scale)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'MEANS', 'check_count', 'each', 'monte_carlo', 'interpolation', 'cut_out', 'changed', 'augmented',
            'polyak', 'cone', 'in_cone', 'ascended', 'best_of', 'places', 'check_two', 'check_place', 'check_sphere',
-           'check_control', 'check_ways']
+           'check_objective', 'check_control', 'check_ways']
 
 # %% ../../nbs/3_guidance/07_ways.ipynb #bff58403
 import math
@@ -180,6 +180,12 @@ def check_sphere(spec):
                         f"stabilizer {spec.stabilizer!r} and scale {spec.scale:g}; give stabilizer unit and a scale "
                         "from 0 to 1.")
     if spec.state != "float32": raise UserError("sampler 'dsg' has no float16 state; leave the state float32.")
+
+def check_objective(name, logits):
+    "`UserError` unless one of `OBJECTIVES`, by its name, fits a classifier's number of logits."
+    if (name == "binary") != (logits == 1):
+        raise UserError(f"objective {name!r} does not fit a classifier with {logits} logits; binary needs one logit, "
+                        "the others several.")
 
 def check_control(spec):
     "`UserError` for a gradient or a stabilizer behind best-of-N."

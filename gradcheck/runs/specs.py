@@ -21,7 +21,7 @@ from ..data.classes import listing, parse_target, same_classes
 from ..guidance.samplers import DDIM, HalfPrecision, MeanShift, Spherical
 from ..guidance.sampling import OBJECTIVES, WHERE, Ancestral, Guidance, Interval
 from ..guidance.stabilizers import make_stabilizer, stabilizer_digest
-from ..guidance.ways import check_ways, places
+from ..guidance.ways import check_objective, check_ways, places
 from ..models.catalogue import class_names, classifier_card, denoiser_card, start_card
 from ..models.ddpm import DDPM
 from ..models.networks import PRECISIONS
@@ -193,12 +193,7 @@ def check_same_classes(names, shape, what="the judge"):
 def check_logits(spec):
     "`UserError` unless the objective fits the number of logits of each classifier that guides."
     for name in filter(None, (spec.classifier, spec.robust)):
-        logits = classifier_card(name, spec.shape)["config"]["classes"]
-        if (spec.objective == "binary") != (logits == 1):
-            raise UserError(
-                f"objective {spec.objective!r} does not fit a classifier with {logits} logits; binary needs one logit, "
-                "the others several."
-            )
+        check_objective(spec.objective, classifier_card(name, spec.shape)["config"]["classes"])
 
 # %% ../../nbs/4_runs/01_specs.ipynb #fcc4dc7f
 ADDED = {"precision": "float32", "state": "float32", "interval": None, "repeats": 1, "robust": None, "candidates": 1}
