@@ -20,12 +20,12 @@ from importlib.util import find_spec
 from ..base import read_json
 from ..core import UserError, choose, command_folder, make_folder, project_root, write_bytes
 from .compare import compare, reference_folder
-from .figures import FIGURES, PRESET_PARAMETERS, SPEC_PARAMETERS, figure_runs, figure_specs
+from .figures import FIGURES, figure_specs
 from .page import claims_text, write_page
 from .plots import LARGEST, committed, notebook_text
 from .plan import made_of
 from .presets import get_preset
-from .saved import RESTORE, check_parameters
+from .saved import PRESET_PARAMETERS, RESTORE, SPEC_PARAMETERS, check_parameters, figure_runs
 from .settings import check_classes, folder_of, preset_for, setting_of
 from .stamps import is_kept, stamped
 from ..runs.records import read_claims
