@@ -17,7 +17,7 @@ from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN
 from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, replicates, spec_of
 from gradcheck.paper.study_evidence import along_energies, cube
 from gradcheck.paper.study_results import CELL, packed, read_study, write_study
-from gradcheck.paper.study_runs import weighted
+from gradcheck.runs.verdicts import weighted
 
 TINY = Study(
     energies=(5.0, 20.0),
