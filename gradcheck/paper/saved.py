@@ -95,8 +95,8 @@ def model_digests(preset):
     return {str(name): card["sha256"][:16] for name, card in cards.items()}
 
 # %% ../../nbs/5_paper/10_saved.ipynb #37d1c353
-PARAMETERS = ("preset", "seed", "out", "target", "scale", "steps", "count", "image", "images", "mode", "stabilizer",
-              "denoiser", "classifier", "robust", "judge", "data")
+PARAMETERS = ("preset", "seed", "out", "target", "scale", "steps", "count", "image", "images", "mode", "objective",
+              "stabilizer", "denoiser", "classifier", "robust", "judge", "data")
 
 def names_set_in(cell):
     "The names that a cell of assignments sets."
@@ -124,7 +124,7 @@ def check_parameters(path, given):
     for name in given: choose("parameter", name, known)
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3eb0bd0a
-SPEC_PARAMETERS = ("seed", "target", "scale")
+SPEC_PARAMETERS = ("seed", "target", "scale", "objective")
 PRESET_PARAMETERS = ("preset", "steps", "count", "mode", "stabilizer", "denoiser", "classifier", "robust", "judge",
                      "data")
 
