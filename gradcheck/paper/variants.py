@@ -56,15 +56,15 @@ SCALES = {
     "logit": {
         "robust": {
             "plain": 2.42,
-            "x0_hat": 1.0,
+            "x0_hat": 2.24,
             "adam": 0.0169,
-            "both": 0.3,
+            "both": 0.0409,
         },
         "nonrobust": {
             "plain": 1.24,
-            "x0_hat": 3.0,
+            "x0_hat": 3.18,
             "adam": 0.0187,
-            "both": 0.31,
+            "both": 0.0441,
         },
     },
 }
