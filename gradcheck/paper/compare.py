@@ -105,8 +105,8 @@ def read_reference(folder):
 
 # %% ../../nbs/5_paper/13_compare.ipynb #864fff64
 def check_comparable(figure, sidecar, known, results):
-    "`UserError` unless a figure was made by the models and in the setting of its reference."
-    here = setting_of(sidecar)
+    "`UserError` unless a figure was made by the models and in the setting of its reference, in whatever precision."
+    here = tuple(pair for pair in setting_of(sidecar) if pair[0] != "precision")
     there = tuple(tuple(pair) for pair in known["setting"])
     which = f"{figure} in {str(results)!r} was made"
     if here != there:
