@@ -199,11 +199,12 @@ def export(
 @app.command()
 def compare(
     results: str = typer.Argument("results/laptop", help="a folder that reproduce wrote"),
-    reference: Optional[str] = typer.Option(None, help="numbers to hold it against (default: data/reference/PRESET)"),
+    reference: Optional[str] = typer.Option(None, help="numbers to hold it against (default: those in data/reference)"),
 ):
     "Hold the numbers and verdicts of a results folder against those of the last full reproduction."
     from gradcheck.paper.compare import compare as held_against
-    comparison = held_against(results, reference)
+    from gradcheck.paper.study_compare import compare_study, holds_study
+    comparison = (compare_study if holds_study(results) else held_against)(results, reference)
     typer.echo(comparison.text)
     if comparison.changed: raise typer.Exit(1)
 

@@ -21,6 +21,7 @@ ELSEWHERE = {   # command -> where it is run
     "gradcheck diagnose --denoiser PIPELINE --classifier mine.py:make --data PICTURES": "tests/app/test_diagnose.py",
     "gradcheck compare": "tests/test_cli.py, tests/paper/test_compare.py",
     "gradcheck compare results/laptop": "tests/test_cli.py, tests/paper/test_compare.py",
+    "gradcheck compare results/study": "tests/paper/test_study_compare.py",
     "gradcheck reproduce --authors data/nrCG/pretrained_models/sportballs": "tests/paper/test_authors.py",
     "gradcheck reproduce --write-back": "tests/paper/test_executed.py",
     "gradcheck reproduce claims --full": "tests/paper/test_study.py",

@@ -101,13 +101,15 @@ def models_of(sidecar):
 
 def machine_of(sidecar):
     "CPU, instruction set, torch and device of a figure, in words."
+    setting = sidecar.get("setting")
+    precision = setting.get("precision") if isinstance(setting, dict) else None
     return ", ".join([
         str(sidecar.get("cpu") or f"CPU not recorded ({sidecar.get('machine', 'unknown')})"),
         str(sidecar.get("instructions") or "instruction set not recorded"),
         f"torch {sidecar['libraries'].get('torch', 'unknown')}",
         f"device {sidecar.get('device', 'unknown')}",
         f"threads {sidecar.get('threads', 'unknown')}",
-        *(f"networks in {value}" for name, value in setting_of(sidecar) if name == "precision"),
+        *([f"networks in {precision}"] if precision else []),
     ])
 
 def images_of(sidecar):
