@@ -64,7 +64,10 @@ def reproduce(
     memory: Optional[str] = Memory,
     checkpointing: bool = Checkpointing,
     write_back: bool = typer.Option(False, "--write-back", help="put the executed notebooks into nbs/figures, cleaned"),
-    full: bool = typer.Option(False, "--full", help="claims: the whole study, over all classifiers and classes"),
+    full: bool = typer.Option(
+        False, "--full", help="claims: the whole study, over all classifiers and classes; similarity_and_success: "
+        "its looks at gradients before sampling"
+    ),
     again: bool = typer.Option(False, "--again", help="execute all notebooks, also of figures that have not changed"),
     plan: bool = typer.Option(
         False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take"
@@ -84,7 +87,7 @@ def reproduce(
     if full:
         from gradcheck.paper.full import check_full
         check_full(figures or (), preset, seed, params)
-        return study(out, plan, device, memory, checkpointing, dask)
+        return study(figures, out, plan, device, memory, checkpointing, dask)
     if plan: return typer.echo(plan_of(figures or (), preset, seed, params, device))
     params = prepared(figures or (), preset, seed, params)
     from gradcheck.paper.reproduce import reproduce as run_all
@@ -114,12 +117,17 @@ def plan_of(figures, preset, seed, params, device):
         return plan_text(plan(figures, p, device, **changes))
 
 # %% ../nbs/98_cli.ipynb #afd82659
-def study(out, plan, device, memory, checkpointing, dask):
-    "The whole study of the claims, or its plan."
+def study(figures, out, plan, device, memory, checkpointing, dask):
+    "The whole study of the claims, and its looks before sampling, or their plan."
     from gradcheck.paper.full import full, plan_full
-    if plan: return typer.echo(plan_full(device=device))
-    with engine_for(device, memory, checkpointing, dask) as engine:
-        full(Path(out).absolute() / "study", engine=engine, report=typer.echo)
+    from gradcheck.paper.measured import measures, plan_measures, write_measures
+    folder = Path(out).absolute() / "study"
+    looks = "similarity_and_success" in figures
+    if "claims" in figures and plan: typer.echo(plan_full(device=device))
+    if "claims" in figures and not plan:
+        with engine_for(device, memory, checkpointing, dask) as engine:
+            full(folder, engine=engine, report=typer.echo)
+    if looks: typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder)}")
 
 # %% ../nbs/98_cli.ipynb #e5d7b773
 def trained(task, data, preset, out, device, **options):
