@@ -80,7 +80,7 @@ def test_which_robust_classifier_is_beside():
 def test_looks_are_finite_and_resumed(monkeypatch):
     table = measures(TINY, ONE)
     assert len(table) == 2 * 2 * 4 and np.isfinite(table[[*MEASURES]].to_numpy()).all()
-    assert table[["kind", "target", "t"]].drop_duplicates().shape[0] == len(table) and set(table["protocol"]) == {"ours"}
+    assert not table[["kind", "target", "t"]].duplicated().any() and set(table["protocol"]) == {"ours"}
     monkeypatch.setattr(measured, "look", lambda *args: pytest.fail("a finished look is taken again"))
     assert measures(TINY, ONE).equals(table)
 

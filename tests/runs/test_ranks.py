@@ -1,5 +1,5 @@
-"""Rank correlations within groups and between them: planted relations, intervals over whole classifiers and classes, and
-the best of many."""
+"""Rank correlations within groups and between them: planted relations, intervals over whole classifiers and classes,
+and the best of many."""
 
 import numpy as np
 import pandas as pd
