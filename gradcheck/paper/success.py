@@ -142,4 +142,5 @@ def said_of_looks(found, protocol, outcome="judge"):
     shown = "foretells success" if best["p"] < ADJUSTED else "is not shown to foretell success"
     return (f"Before sampling, the best of {looks} looks ({MEASURES[best['measure']]}, at t = {best['t']}) {shown} "
             f"within ways: rank correlation {effect_of(best)}, an interval that does not know of the choice; "
-            f"p = {best['p']:.3f}, adjusted for all of them and all readings; the best one in {best['best']:.0%} of resamples.")
+            f"p = {best['p']:.3f}, adjusted for all of them and all readings; the best one in {best['best']:.0%} of "
+            "resamples.")
