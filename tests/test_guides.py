@@ -26,6 +26,7 @@ ELSEWHERE = {   # command -> where it is run
     "gradcheck reproduce --write-back": "tests/paper/test_executed.py",
     "gradcheck reproduce claims --full": "tests/paper/test_study.py",
     "gradcheck reproduce claims --full --plan": "tests/paper/test_study.py",
+    "gradcheck reproduce similarity_and_success --full": "tests/paper/test_measured.py",
 }
 
 MODELS = '''

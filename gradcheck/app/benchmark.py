@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIMED', 'PEAK', 'SIZES', 'BESIDE', 'in_turns', 'use_threads', 'exhaust', 'time_steps', 'time_data', 'peak_memory',
            'streams_of', 'time_batch', 'time_batches', 'said_of', 'batch_lines', 'time_cluster', 'time_training',
-           'beside_diffusers', 'benchmark']
+           'beside_diffusers', 'benchmark', 'benchmark_lines']
 
 # %% ../../nbs/6_app/06_benchmark.ipynb #ef054fa5
 import statistics
@@ -224,3 +224,18 @@ def benchmark(preset="laptop", images=64, threads=2, repeats=9):
         seconds_per_denoiser_call=beside_diffusers(batches["batches"]),
         cluster=time_cluster(steps=2 * min(repeats, 10)) if find_spec("distributed") else {},
     )
+
+# %% ../../nbs/6_app/06_benchmark.ipynb #e154496f
+def benchmark_lines(result):
+    "What a benchmark measured, a line for each number."
+    images = result["images"]
+    for name, s in result["step_seconds"].items():
+        ratio = result["ratio_to_bare"][name]
+        yield f"{name:8} {s * 1e3:8.1f} ms per step of {images} images   {ratio:.2f} x bare"
+    for name in ("data_images_per_second_one_thread", "training_step_seconds", "training_wait_for_data_seconds"):
+        yield f"{name:36} {result[name]:10.4g}"
+    yield from batch_lines(result)
+    for name, s in result["cluster"].items():
+        yield f"four chunks, {name:12} {s}" if isinstance(s, bool) else f"four chunks, {name:12} {s:8.1f} s"
+    for n, gib in result["peak_gib_of_x0_hat_step_by_images"].items():
+        yield f"peak memory of an x0-hat step of {n:4} images {gib:5.2f} GiB"

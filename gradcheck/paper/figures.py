@@ -172,6 +172,17 @@ FIGURES["study"] = Figure(
     fixed=True,
 )
 
+# %% ../../nbs/5_paper/06_figures.ipynb #c551f3ef
+FIGURES["similarity_and_success"] = Figure(
+    "Does similarity predict success?",
+    "Step-to-step similarity of the guidance against what it reaches, a dot per classifier and class; rank "
+    "correlations within ways to guide and between them; and what a look at a gradient before sampling tells.",
+    "not in the paper, which takes steady gradients for better ones",
+    "not in the paper",
+    lambda roles: {},
+    fixed=True,
+)
+
 # %% ../../nbs/5_paper/06_figures.ipynb #f4a9d0fb
 FIGURES["claims"] = Figure(
     "Do the paper's claims hold?",

@@ -167,8 +167,8 @@ def duration(seconds): return f"{seconds / 60:8.1f} min" if seconds < 2 * 3600 e
 
 def plan_text(table):
     "A plan for a terminal, with its sum."
-    lines = [f"{'':12}{'runs':>6}{'cached':>8}{'image-steps to do':>19}{'sampling':>12}"]
+    lines = [f"{'':24}{'runs':>6}{'cached':>8}{'image-steps to do':>19}{'sampling':>12}"]
     for row in [*table.to_dict("records"), dict(table.sum(numeric_only=True), figure="all")]:
         counted = f"{row['runs']:6.0f}{row['cached']:8.0f}{row['image_steps']:19,.0f}"
-        lines.append(f"{row['figure']:12}{counted}{duration(row['seconds'])}")
+        lines.append(f"{row['figure']:24}{counted}{duration(row['seconds'])}")
     return "\n".join([*lines, ON_TOP])

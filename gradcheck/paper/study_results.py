@@ -47,17 +47,18 @@ def write_study(tables, known, folder):
     return folder
 
 # %% ../../nbs/5_paper/20_study_results.ipynb #8516b215
-def unpacked(path, columns):
-    "The table in a compressed CSV file, which must have some `columns`; `UserError` if it is absent or damaged."
+def unpacked(path, columns, figure="claims"):
+    """The table in a compressed CSV file, which must have some `columns`; `UserError` if it is absent or damaged.
+    `figure` is the one whose `--full` makes it."""
     try: table = pd.read_csv(io.BytesIO(gzip.decompress(path.read_bytes())))
     except (OSError, EOFError, ValueError, zlib.error) as e:
         raise UserError(f"the study's numbers {str(path)!r} cannot be read ({type(e).__name__}); restore them (git "
-                        "checkout data/reference), or make them again: gradcheck reproduce claims --full.") from None
+                        f"checkout data/reference), or make them again: gradcheck reproduce {figure} --full.") from None
     missing = [c for c in columns if c not in table]
     if missing or not len(table) or not np.isfinite(table.select_dtypes("number").to_numpy()).all():
         what = f"lacks {', '.join(missing)}" if missing else "is empty or holds what is no finite number"
         raise UserError(f"the study's table {str(path)!r} {what}; restore it (git checkout data/reference), or make it "
-                        "again: gradcheck reproduce claims --full.")
+                        f"again: gradcheck reproduce {figure} --full.")
     return table
 
 def read_study(folder=None):

@@ -90,7 +90,8 @@ def test_papermill_alone(notebook, tmp_path, shared_cache):
         and sidecar["source"]
         and sidecar["seconds"] >= 0
     )
-    assert bool(sidecar["runs"]) == (figure not in ("figure_8", "study")) and sidecar["protocol"]
+    without_runs = ("figure_8", "study", "similarity_and_success")
+    assert bool(sidecar["runs"]) == (figure not in without_runs) and sidecar["protocol"]
     for r in sidecar["runs"].values(): assert len(r["digests"]["denoiser"]) == 64 and r["count"] == 4
     said = "".join(
         "".join(o.get("text", ""))
