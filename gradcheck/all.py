@@ -43,7 +43,7 @@ from .paper.variants import *
 from .paper.quirks import *
 from .paper.presets import *
 from .paper.settings import *
-from .paper.figures import FIGURES, figure_runs, figure_specs
+from .paper.figures import FIGURES, figure_specs
 from .paper.plots import *
 from .paper.saved import *
 

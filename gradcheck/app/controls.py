@@ -19,9 +19,9 @@ from ..guidance.stabilizers import STABILIZERS
 from ..guidance.ways import MEANS
 from ..models.catalogue import class_names, classifier_card
 from ..paper.presets import ROLES
-from ..paper.settings import spec_for
+from ..paper.settings import known_scale, spec_for
 from ..paper.variants import VARIANTS
-from ..runs.specs import PLACES
+from ..runs.specs import PLACES, PROBE
 
 # %% ../../nbs/6_app/04_controls.ipynb #6dd93e44
 STEPS = 50
@@ -29,14 +29,12 @@ IMAGES = 8
 ENERGY_WANTED = 40.0
 EQUAL = {             # role -> variant -> scale
     "robust": {
-        "unguided": 0.0,
         "plain": 140.0,
         "x0_hat": 6.2,
         "adam": 0.142,
         "both": 0.085,
     },
     "nonrobust": {
-        "unguided": 0.0,
         "plain": 2.0,
         "x0_hat": 4.6,
         "adam": 0.0419,
@@ -136,8 +134,9 @@ class Controls(widgets.VBox):
         self._follow()
 
     def _follow(self, change=None):
-        scales = (self.preset.scales or {}).get(self.classifier.value, {})
-        self.scale.value = scales.get(variant_of(self.where.value, self.stabilizer.value), self.scale.value)
+        variant = variant_of(self.where.value, self.stabilizer.value)
+        scale = known_scale(self.preset, self.classifier.value, variant)
+        if scale != PROBE: self.scale.value = scale
 
     def choose(self, role, variant):
         self.classifier.value = role

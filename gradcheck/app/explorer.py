@@ -20,6 +20,7 @@ from .display import COPY, HTML, STYLE_SHEET, screen
 from .trajectories import COLORS, Trajectory, before, code_of, length, record
 from ..core import UserError, pick_device, project_root
 from ..paper.settings import preset_for
+from ..runs.specs import RunSpec
 
 # %% ../../nbs/6_app/05_explorer.ipynb #854e7b7b
 WRAP = dict(flex_flow="row wrap", align_items="center")
@@ -242,5 +243,6 @@ def explore(preset="laptop", stabilizers=(), device="auto", out="results/explore
     What is wrong with them is told in a sentence, as a widget too."""
     try:
         p = preset_for(preset, **models)
-        return Explorer(replace(p, scales=p.scales and EQUAL), stabilizers, pick_device(device), out)
+        if p.scales: p = replace(p, scales={RunSpec.objective: EQUAL})
+        return Explorer(p, stabilizers, pick_device(device), out)
     except UserError as e: return widgets.HTML(str(HTML.refusal(Markup(STYLE_SHEET), sentence_of(e))))

@@ -78,7 +78,7 @@ class Evidence:
 FIGURE_1 = Claim(
     text="Gradients of the robust classifier are more similar from step to step than those of the non-robust one",
     where="Figure 1",
-    statistic="cosine similarity, robust minus non-robust",
+    statistic="cosine similarity in Table 1's runs, robust minus non-robust",
     measure=compared(similarity_T400, ("robust", "plain")),
     short="robust above non-robust",
 )
@@ -87,7 +87,7 @@ FIGURE_2 = [
     Claim(
         text=f"{name} raises the similarity for the non-robust classifier",
         where="Figure 2",
-        statistic="cosine similarity of the guidance, against no modification",
+        statistic="cosine similarity of the guidance in Table 1's runs, against no modification",
         measure=compared(similarity_T400, ("nonrobust", v)),
         beside=raw_and_null(("nonrobust", v)),
         short=f"{SHORT[v]} raises it",

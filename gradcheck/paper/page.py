@@ -39,8 +39,8 @@ UNKNOWN = (
     "equal injected energy, the length of what guidance adds to a picture; that choice is ours.",
 
     "The form of ADAM (no bias correction, eps = 1e-4) and the target class 0 are read in the authors' later code; "
-    "the objective is the log-probability, theirs the logit; sampling starts where x_T lies in training, theirs at "
-    "N(0, I).",
+    "Figures 1 to 3 and Table 1 follow the gradient of the logit, as theirs does, Figures 5 to 7 that of the "
+    "log-probability; sampling starts where x_T lies in training, theirs at N(0, I).",
 
     "Target probability: the paper's guide judges itself, as far as we know. We show an independent judge beside it, "
     "and decide claims by the judge.",

@@ -27,7 +27,7 @@ class Models:
     classifiers: dict            # role -> name of the model; the roles are those of `ROLES`
     judge: Optional[str]         # None: the guide judges itself
     data: str                    # see sources; "" if it is not known
-    scales: Optional[dict]       # role -> variant -> scale; None: found by pilot runs
+    scales: Optional[dict]       # objective -> role -> variant -> scale; None: found by pilots
 
     @property
     def shape(self): return tuple(denoiser_card(self.denoiser)["shape"])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROTOCOLS', 'WAYS', 'FULL', 'PILOT_IMAGES', 'BEYOND', 'usable', 'replicates', 'Study', 'Cell', 'cells_of',
-           'under', 'spec_of', 'run_few', 'run_batches', 'finite', 'pilots', 'energy_curves', 'scales_of']
+           'under', 'spec_of', 'run_few', 'run_batches', 'finite', 'pilot_of', 'pilots', 'pilot_scales',
+           'energy_curves', 'scales_of']
 
 # %% ../../nbs/5_paper/17_study.ipynb #9b473030
 import warnings
@@ -126,21 +127,29 @@ def finite(run, specs, *args):
 PILOT_IMAGES = 4
 BEYOND = 1e12           # the energy of a pilot that left the finite numbers
 
+def pilot_of(cell, scale, study, preset):
+    "The `RunSpec` of a pilot of a cell at a scale."
+    return spec_of(cell, scale, study, preset, count=PILOT_IMAGES, seed=study.pilot_seed)
+
 def pilots(cells, scales, study, preset, what):
     "The mean energy that each cell injects at its scale, on the pilots' noise."
     specs = {
-        f"{what} {i + 1} of {len(cells)}: {c}": spec_of(c, s, study, preset, count=PILOT_IMAGES, seed=study.pilot_seed)
+        f"{what} {i + 1} of {len(cells)}: {c}": pilot_of(c, s, study, preset)
         for i, (c, s) in enumerate(zip(cells, scales))
     }
     runs = finite(run_few, specs, PILOT_IMAGES)
     return [runs[label].energy.mean().item() if label in runs else BEYOND for label in specs]
 
 # %% ../../nbs/5_paper/17_study.ipynb #39ea495e
+def pilot_scales(injected):
+    "The scales of a cell's pilots, from the energy that its probe injected."
+    return [three_digits(PROBE * ENERGY / injected * f) for f in PILOTS]
+
 def energy_curves(cells, study, preset):
     "(scales, energies) of the pilots of each cell."
     injected = pilots(cells, [PROBE] * len(cells), study, preset, "probe")
     for cell, energy in zip(cells, injected): check_injected(spec_of(cell, PROBE, study, preset), energy)
-    scales = [[three_digits(PROBE * ENERGY / e * f) for f in PILOTS] for e in injected]
+    scales = [pilot_scales(energy) for energy in injected]
     repeated = [cell for cell in cells for _ in PILOTS]
     energies = pilots(repeated, [s for row in scales for s in row], study, preset, "pilot")
     return [(row, energies[i * len(PILOTS):(i + 1) * len(PILOTS)]) for i, row in enumerate(scales)]

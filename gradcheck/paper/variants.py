@@ -39,19 +39,33 @@ VARIANTS |= {
 # %% ../../nbs/5_paper/01_variants.ipynb #e56d31f1
 ENERGY = 20.0
 SCALES = {
-    "robust": {
-        "unguided": 0.0,
-        "plain": 350.0,
-        "x0_hat": 22.0,
-        "adam": 0.27,
-        "both": 0.35,
+    "log_probability": {
+        "robust": {
+            "plain": 350.0,
+            "x0_hat": 22.0,
+            "adam": 0.27,
+            "both": 0.35,
+        },
+        "nonrobust": {
+            "plain": 0.44,
+            "x0_hat": 10.0,
+            "adam": 0.019,
+            "both": 0.31,
+        },
     },
-    "nonrobust": {
-        "unguided": 0.0,
-        "plain": 0.44,
-        "x0_hat": 10.0,
-        "adam": 0.019,
-        "both": 0.31,
+    "logit": {
+        "robust": {
+            "plain": 2.42,
+            "x0_hat": 2.24,
+            "adam": 0.0169,
+            "both": 0.0409,
+        },
+        "nonrobust": {
+            "plain": 1.24,
+            "x0_hat": 3.18,
+            "adam": 0.0187,
+            "both": 0.0441,
+        },
     },
 }
 

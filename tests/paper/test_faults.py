@@ -144,7 +144,7 @@ def test_odd_names_are_drawn_letter_by_letter():
     from matplotlib import pyplot as plt
 
     from gradcheck.paper.plots import as_label, figure_bytes, plot_cosines
-    rows = pd.DataFrame({"t": [3, 2, 1], "mean": 0.5, "std": 0.1, "images": 4})
+    rows = pd.DataFrame({"t": [3, 2, 1], "mean": 0.5, "std": 0.1, "images": 4, "nothing": 0.0})
     for name in ODD:
         fig = plot_cosines(rows.assign(curve=name), {name: "blue"}, name)
         assert figure_bytes(fig, "png", 40).startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ from gradcheck.core import UserError, read_meta
 from gradcheck.data.sources import data_digest
 from gradcheck.paper import reproduce as reproducing
 from gradcheck.paper import stamps
-from gradcheck.paper.figures import figure_runs
+from gradcheck.paper.saved import figure_runs
 from gradcheck.paper.plan import made_of
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.reproduce import reproduce

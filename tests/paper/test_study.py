@@ -11,13 +11,16 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.guidance.sampling import NonFinite
-from gradcheck.paper.full import against_reference, check_full, full, image_steps, plan_full
+from gradcheck.paper.full import against_reference, check_full, full, plan_full, still_to_do
 from gradcheck.paper.page import markdown, summary
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
-from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, replicates, spec_of
+from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, pilot_of, replicates, scales_of, spec_of
 from gradcheck.paper.study_evidence import along_energies, cube
 from gradcheck.paper.study_results import CELL, packed, read_study, write_study
-from gradcheck.paper.study_runs import weighted
+from gradcheck.runs.loose import loose_folder
+from gradcheck.runs.runs import chunk_path
+from gradcheck.runs.specs import PROBE
+from gradcheck.runs.verdicts import weighted
 
 TINY = Study(
     energies=(5.0, 20.0),
@@ -181,12 +184,21 @@ def test_the_smallest_study_runs_and_resumes(tmp_path):
     claims = pd.read_csv(folder / "claims.csv")
     assert "holds" not in set(claims["verdict"])                      # one classifier of each kind
     assert against_reference(claims)[-1].startswith(("compared with", "there is no study"))
+    assert " 0 image-steps that are not in the cache" in plan_full(TINY)
+    cell = cells_of(TINY)[0]
+    scale = scales_of([cell], TINY)[cell][0]
+    for spec in (spec_of(cell, scale, TINY), pilot_of(cell, PROBE, TINY, "laptop")):
+        assert not still_to_do(cell, TINY)
+        path = chunk_path(spec, range(spec.count), loose_folder())
+        path.rename(path.with_suffix(".away"))
+        missing = still_to_do(cell, TINY)
+        assert spec in missing and len(missing) == (1 if spec.scale == scale else 1 + 4 + 2 + 1)
+        path.with_suffix(".away").rename(path)
 
 
-def test_the_plan_counts_what_a_study_computes():
+def test_the_plan_counts_what_a_study_computes(own_cache):
     cells = cells_of(TINY)
-    total = sum(map(sum, image_steps(cells, TINY).values()))
-    assert total == len(cells) * (5 * 4 * 2 + 2 * 3 + 2 * 2 * 2)
+    total = len(cells) * (5 * 4 * 2 + 2 * 3 + 2 * 2 * 2)
     assert f"{total:,} image-steps" in plan_full(TINY)
 
 

@@ -16,7 +16,8 @@ from gradcheck.models.unet import UNet, UNetConfig
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
-from gradcheck.paper.figures import FIGURES, figure_runs, figure_specs
+from gradcheck.paper.figures import FIGURES, figure_specs
+from gradcheck.paper.saved import figure_runs
 from gradcheck.paper.plan import plan, plan_text
 from gradcheck.pictures import images_to_uint8, uint8_to_images
 from gradcheck.runs.cluster import portable

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.models.batches import TILE
-from gradcheck.paper.figures import FIGURES, figure_specs, uncalibrated
+from gradcheck.paper.figures import FIGURES, figure_specs
+from gradcheck.paper.saved import uncalibrated
 from gradcheck.paper.plan import plan
 from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.runs import runs
