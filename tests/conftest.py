@@ -71,10 +71,15 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def shared_cache(tmp_path_factory, monkeypatch, own_cache):
     "A cache that all tests (and their workers) share, for those whose runs others have too and whose point is another."
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared-cache"
+    cache = of_all_workers(tmp_path_factory) / "shared-cache"
     monkeypatch.setenv("GRADCHECK_CACHE", str(cache))
     return cache
+
+
+def of_all_workers(tmp_path_factory):
+    "The temporary folder of this call of pytest."
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
 @pytest.fixture

@@ -202,9 +202,9 @@ def fork(connection, base, others):
     pid = os.fork()
     if pid:
         for stream in streams: os.close(stream)
-        connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
         return pid
-    os.setsid()
+    os.setsid()                                            # before anybody asks for its group, to kill it
+    connection.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
     for number, stream in enumerate(streams): os.dup2(stream, number)
     for other in (*streams, *others, connection.fileno()):
         if other > 2: os.close(other)

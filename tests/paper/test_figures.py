@@ -19,6 +19,7 @@ from pathlib import Path
 import forks
 import pandas as pd
 import pytest
+from conftest import of_all_workers
 from PIL import Image
 
 from gradcheck.paper.curves import class_labels
@@ -37,7 +38,7 @@ NOTEBOOKS = sorted((ROOT / "nbs" / "figures").glob("*.ipynb"))
 @pytest.fixture(autouse=True)
 def shared_cache(own_cache, tmp_path_factory, monkeypatch):
     "One cache for the figures of all workers: they share most of their runs (and a cache must stand being shared)."
-    monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path_factory.getbasetemp().parent / "figures"))
+    monkeypatch.setenv("GRADCHECK_CACHE", str(of_all_workers(tmp_path_factory) / "figures"))
 
 
 one_worker = pytest.mark.xdist_group("figures")            # two workers would compute what figures share twice
