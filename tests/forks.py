@@ -3,7 +3,7 @@
 A fork is a process of its own, with folder, environment, arguments, signals and exit code of its own; only the seconds
 of importing are saved. `Forked` is called like `subprocess.Popen`, `run` like `subprocess.run`. As a script, this file
 is the server: a request is one JSON message on a Unix socket, with the three standard streams; the answers are the
-child's number and, when it has ended, its exit code and CPU seconds."""
+child's number and, when it has ended, its exit code and the CPU seconds of all children until then."""
 import contextlib
 import importlib
 import json
@@ -52,7 +52,7 @@ class Server:
         cls.process.wait()
         cls.socket.close()
         cls.folder.cleanup()
-        cls.process = None
+        cls.process, cls.cpu = None, 0.0                   # they are among this process's own children now
 
 
 class Forked:
@@ -82,7 +82,7 @@ class Forked:
                 raise subprocess.TimeoutExpired(self.args, timeout)
             done = json.loads(self.answers.readline() or '{"code": -9, "cpu": 0}')
             self.returncode = done["code"]
-            Server.cpu += done["cpu"]
+            Server.cpu = max(Server.cpu, done["cpu"])
             self.answers.close()
             self.connection.close()
         return self.returncode
@@ -233,10 +233,9 @@ def serve(number, parent):
             others = [number, ours, theirs, *(c.fileno() for c in waiting.values())]
             waiting[fork(connection, base, others)] = connection
         for pid in list(waiting):
-            ended, status, usage = os.wait4(pid, os.WNOHANG)
+            ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended: continue
-            cpu = usage.ru_utime + usage.ru_stime
-            done = dict(code=os.waitstatus_to_exitcode(status), cpu=round(cpu, 2))
+            done = dict(code=os.waitstatus_to_exitcode(status), cpu=sum(os.times()[2:4]))
             with contextlib.suppress(OSError), waiting.pop(pid) as connection:
                 connection.sendall(json.dumps(done).encode() + b"\n")
 
