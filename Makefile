@@ -1,4 +1,5 @@
-# make figures | tutorials | thumbnails | pages | test | test-slow | test-browser | lint | lab | bench | paper
+# make figures | tutorials | thumbnails | pages | lint | lab | bench | paper
+# make test | test-fast | test-slow | test-browser | durations
 # Every target sets up by itself: a virtual environment in .venv, from settings.ini and constraints.txt.
 #   PYTHON=python3.12       the Python that makes it
 #   PIP_ARGS="..."          arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
@@ -11,7 +12,7 @@ WRITE_BACK ?=
 AGAIN ?=
 BIN := .venv/bin
 
-.PHONY: figures tutorials thumbnails pages test test-slow test-browser lint lab bench paper
+.PHONY: figures tutorials thumbnails pages test test-fast durations test-slow test-browser lint lab bench paper
 figures: .venv/installed
 	$(BIN)/gradcheck reproduce --preset laptop $(if $(filter-out 0,$(WRITE_BACK)),--write-back) \
 	  $(if $(filter-out 0,$(AGAIN)),--again) $(if $(filter-out 0,$(FAST)),--precision bfloat16)
@@ -37,6 +38,19 @@ lint: .venv/installed
 test: .venv/installed lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup --durations 8 tests
+
+# For who edits: the notebooks that differ from the last commit, and the tests that take less than a second of CPU each.
+CHANGED = $$(git diff --name-only --diff-filter=d HEAD -- 'nbs/*.ipynb'; git ls-files -o --exclude-standard 'nbs/*.ipynb')
+test-fast: .venv/installed lint
+	for f in $(CHANGED); do case $$f in nbs/figures/*|nbs/tutorials/*) ;; \
+	  *) PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path $$f || exit;; esac; done
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup --fast tests
+
+# What each test costs in CPU seconds, measured anew into tests/durations.json, and their sums by file.
+durations: .venv/installed
+	mkdir -p results && rm -f results/durations.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup --cpu results/durations.jsonl tests
+	$(BIN)/python tests/durations.py results/durations.jsonl
 
 # Simulations, and 1,600 damaged files, 60 kills, 20,000 writes and every option at its edges; half an hour on two cores.
 HARDENING_TABLES ?= $(CURDIR)/results/hardening

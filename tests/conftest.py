@@ -1,11 +1,65 @@
-"""Shared by all tests: one thread per worker, a cache of their own, and a check that nothing touches the global RNG."""
-import os
-import sys
+"""Shared by all tests: one thread per worker, a cache of their own, and a check that nothing touches the global RNG.
 
+What a test costs (CPU seconds, those of its processes too) is measured with `--cpu FILE` and kept in durations.json:
+the long ones begin first, and `--fast` leaves them out."""
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import forks
 import pytest
 import torch
 
 torch.set_num_threads(1)
+DURATIONS = Path(__file__).parent / "durations.json"       # test -> CPU seconds, written by durations.py
+LONG = 1.0                                                 # what takes so many seconds is left out by --fast
+FIRST = 5.0                                                # and what takes so many comes first
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu", metavar="FILE", help="append each test's CPU seconds, its processes' too, to this file")
+    parser.addoption("--fast", action="store_true", help=f"leave out what takes {LONG} s of CPU, by durations.json")
+
+
+def pytest_collection_modifyitems(config, items):
+    "The longest first, so that no worker begins one when the other has finished; without them, where asked to be fast."
+    known = json.loads(DURATIONS.read_text(encoding="utf-8"))
+    cost = {item: known.get(name_of(item), 0.0) for item in items}
+    items.sort(key=lambda item: -cost[item] if cost[item] >= FIRST else 0)
+    if config.getoption("fast", False):
+        config.hook.pytest_deselected(items=[item for item in items if cost[item] >= LONG])
+        items[:] = [item for item in items if cost[item] < LONG]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    before = seconds()
+    done = yield
+    if path := item.config.getoption("cpu", None):
+        with open(path, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"test": name_of(item), "cpu": round(seconds() - before, 2)}) + "\n")
+    return done
+
+
+def name_of(item):
+    "The name of a test without its group, which xdist appends."
+    return re.sub(r"@\w+$", "", item.nodeid)
+
+
+def seconds(): return sum(os.times()[:4]) + forks.Server.cpu
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm_kernels():
+    "What this process executes by papermill runs in forks of a warm process (see forks.py), one for each notebook."
+    import jupyter_client.launcher
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jupyter_client.launcher, "Popen", forks.ForkedKernel)
+        yield
+    forks.Server.close()
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +71,15 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def shared_cache(tmp_path_factory, monkeypatch, own_cache):
     "A cache that all tests (and their workers) share, for those whose runs others have too and whose point is another."
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared-cache"
+    cache = of_all_workers(tmp_path_factory) / "shared-cache"
     monkeypatch.setenv("GRADCHECK_CACHE", str(cache))
     return cache
+
+
+def of_all_workers(tmp_path_factory):
+    "The temporary folder of this call of pytest."
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import json
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,14 +73,14 @@ from pathlib import Path
 from test_training import trainer
 t = trainer(Path({str(tmp_path / 'killed')!r}), steps=40, resume=True); t.every_s = 0.0; t.run()
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    process = forks.Forked([sys.executable, "-c", code])
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None: time.sleep(0.01)
     while read_meta(checkpoint)["step"] < 2 and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 0 < read_meta(checkpoint)["step"] < 40
-    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    forks.run([sys.executable, "-c", code], check=True)
     trainer(tmp_path / "whole", steps=40).run()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 

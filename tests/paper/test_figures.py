@@ -1,5 +1,8 @@
 """Every figure notebook under papermill with the smoke preset, as a user would call it, and as `gradcheck reproduce`
-does."""
+does.
+
+Papermill and its kernels are forks here (tests/forks.py); in processes of their own they run in test_guides.py, and
+below, where reproductions are interrupted and meet."""
 
 import html
 import json
@@ -13,8 +16,10 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import forks
 import pandas as pd
 import pytest
+from conftest import of_all_workers
 from PIL import Image
 
 from gradcheck.paper.curves import class_labels
@@ -33,7 +38,10 @@ NOTEBOOKS = sorted((ROOT / "nbs" / "figures").glob("*.ipynb"))
 @pytest.fixture(autouse=True)
 def shared_cache(own_cache, tmp_path_factory, monkeypatch):
     "One cache for the figures of all workers: they share most of their runs (and a cache must stand being shared)."
-    monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path_factory.getbasetemp().parent / "figures"))
+    monkeypatch.setenv("GRADCHECK_CACHE", str(of_all_workers(tmp_path_factory) / "figures"))
+
+
+one_worker = pytest.mark.xdist_group("figures")            # two workers would compute what figures share twice
 
 
 def parameter_cells(path):
@@ -54,31 +62,16 @@ def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_pa
     shutil.copy(ROOT / "settings.ini", tmp_path)
     (tmp_path / "nbs").mkdir()
     copy = Path(shutil.copy(notebook, tmp_path / "nbs"))
-    subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(copy)], check=True, cwd=tmp_path)
+    forks.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(copy)], check=True, cwd=tmp_path)
     assert len(parameter_cells(copy)) == 1 and copy.read_text(encoding="utf-8") == notebook.read_text(encoding="utf-8")
 
 
+@one_worker
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
 def test_papermill_alone(notebook, tmp_path, shared_cache):
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(notebook),
-            str(tmp_path / "out.ipynb"),
-            "-p",
-            "preset",
-            "smoke",
-            "-p",
-            "out",
-            str(tmp_path),
-            "--no-progress-bar",
-        ],
-        check=True,
-        cwd=ROOT,
-        capture_output=True,
-    )
+    parameters = ["-p", "preset", "smoke", "-p", "out", str(tmp_path), "--no-progress-bar"]
+    call = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), *parameters]
+    forks.run(call, check=True, cwd=ROOT)
     folder, figure = tmp_path / "smoke", notebook.stem
     assert Image.open(folder / f"{figure}.png").size[0] > 1000
     assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
@@ -177,6 +170,7 @@ def test_two_reproductions_at_once(tmp_path):
     assert left == []
 
 
+@one_worker
 def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys, shared_cache):
     page = reproduce(["claims"], "smoke", tmp_path)
     claims = pd.read_csv(tmp_path / "smoke" / "claims.csv", keep_default_na=False)
@@ -191,6 +185,7 @@ def test_claims_in_the_terminal_and_on_the_page(tmp_path, capsys, shared_cache):
     assert claims_text(claims) in said
 
 
+@one_worker
 def test_the_table_in_three_formats(tmp_path, shared_cache):
     page = reproduce(["table_1"], "smoke", tmp_path)
     table = pd.read_csv(tmp_path / "smoke" / "table_1.csv")

@@ -1,10 +1,10 @@
 """Runs on the bundled weights: what they depend on, what survives a kill, what is done with a damaged cache."""
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import forks
 import pytest
 import torch
 from PIL import Image
@@ -81,15 +81,15 @@ def test_kill_9_in_the_middle_then_resume(tmp_path):
 import torch; torch.set_num_threads(1)
 from gradcheck.runs.runs import *
 from gradcheck.runs.specs import RunSpec
-run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=12), 2, cache={str(tmp_path)!r})
+run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=8), 2, cache={str(tmp_path)!r})
 """
-    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=12, count=12)
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=12, count=8)
+    process = forks.Forked([sys.executable, "-c", code])
     while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     finished = [images for images in chunks_of(spec, 2) if read_chunk(chunk_path(spec, images, tmp_path), spec)]
-    assert 1 <= len(finished) < 6
+    assert 1 <= len(finished) < 4
     assert equal(run(spec, 2, cache=tmp_path), run(spec, 2, cache=tmp_path / "unbroken"))
 
 
