@@ -24,7 +24,7 @@ from ..models.networks import as_it_likes
 from .plan import duration, seconds_per_image_step
 from .study import FULL, PILOT_IMAGES, cells_of, spec_of
 from .study_results import packed, study_folder, unpacked
-from .study_runs import NOTHING
+from ..runs.verdicts import NOTHING
 from ..runs.chunks import derived
 from ..runs.runs import models
 
