@@ -17,7 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-BEFOREHAND = ("ipykernel.kernelapp", "ipykernel.zmqshell", "matplotlib_inline.backend_inline", "matplotlib.pyplot",
+BEFOREHAND = ("ipykernel.kernelapp", "ipykernel.zmqshell", "matplotlib.pyplot",
               "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "pandas", "papermill.cli",
               "jupyter_client.provisioning.local_provisioner", "gradcheck.all", "gradcheck.cli", "gradcheck.commands",
               "gradcheck.paper.reproduce", "gradcheck.paper.saved", "gradcheck.paper.claims", "gradcheck.paper.page",
@@ -152,6 +152,7 @@ def renewed(request, base):
     if kernel: request["args"].append(f"--IPKernelApp.parent_handle={os.getppid()}")      # it ends with the server
     if "FORKS" in os.environ: jupyter_client.launcher.Popen = ForkedKernel
     backend = "module://matplotlib_inline.backend_inline" if kernel else os.environ.get("MPLBACKEND")
+    sys.modules.pop("matplotlib_inline.backend_inline", None)      # when it is imported, it looks for a notebook
     if backend: matplotlib.rcParams["backend"] = backend
 
 

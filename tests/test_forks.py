@@ -66,6 +66,19 @@ def test_a_kernel_of_a_fork_is_a_fork():
     assert python(code).stdout == "ForkedKernel\n"
 
 
+def test_a_forked_kernel_shows_what_is_drawn(tmp_path):
+    import nbformat
+    import papermill as pm
+
+    cells = ["import matplotlib.pyplot as plt", "fig, ax = plt.subplots()\nax.plot([1, 2]);", "import sys; sys.argv[0]"]
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbformat.write(page, tmp_path / "in.ipynb")
+    own = dict(kernel_name="python3", language="python", progress_bar=False)
+    done = pm.execute_notebook(str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), **own)
+    assert "image/png" in done.cells[1].outputs[0].data
+    assert "ipykernel_launcher" in done.cells[2].outputs[0].data["text/plain"]
+
+
 # --- what tests cost --------------------------------------------------------------------------
 def test_durations_are_the_last_that_were_measured():
     rows = [("a.py::x", 1.0), ("a.py::y", 0.01), ("b.py::z", 2.0), ("a.py::x", 3.0)]
