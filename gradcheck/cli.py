@@ -64,7 +64,7 @@ def reproduce(
     memory: Optional[str] = Memory,
     checkpointing: bool = Checkpointing,
     write_back: bool = typer.Option(False, "--write-back", help="put the executed notebooks into nbs/figures, cleaned"),
-    full: bool = typer.Option(False, "--full", help="claims: the whole study, over all classifiers and classes"),
+    full: bool = typer.Option(False, "--full", help="claims, adam_apart: the study over classifiers and classes"),
     again: bool = typer.Option(False, "--again", help="execute all notebooks, also of figures that have not changed"),
     plan: bool = typer.Option(
         False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take"
@@ -84,7 +84,7 @@ def reproduce(
     if full:
         from gradcheck.paper.full import check_full
         check_full(figures or (), preset, seed, params)
-        return study(out, plan, device, memory, checkpointing, dask)
+        return study(figures[0], out, plan, device, memory, checkpointing, dask)
     if plan: return typer.echo(plan_of(figures or (), preset, seed, params, device))
     params = prepared(figures or (), preset, seed, params)
     from gradcheck.paper.reproduce import reproduce as run_all
@@ -114,12 +114,15 @@ def plan_of(figures, preset, seed, params, device):
         return plan_text(plan(figures, p, device, **changes))
 
 # %% ../nbs/98_cli.ipynb #afd82659
-def study(out, plan, device, memory, checkpointing, dask):
-    "The whole study of the claims, or its plan."
+def study(figure, out, plan, device, memory, checkpointing, dask):
+    "The whole study of the claims or of ADAM's parts, or its plan."
+    from gradcheck.paper.factorial_runs import ADAM_STUDY, full_factorial
     from gradcheck.paper.full import full, plan_full
-    if plan: return typer.echo(plan_full(device=device))
+    of_claims = figure == "claims"
+    if plan: return typer.echo(plan_full(device=device) if of_claims else plan_full(ADAM_STUDY, device=device))
+    make, folder = (full, "study") if of_claims else (full_factorial, "adam")
     with engine_for(device, memory, checkpointing, dask) as engine:
-        full(Path(out).absolute() / "study", engine=engine, report=typer.echo)
+        make(Path(out).absolute() / folder, engine=engine, report=typer.echo)
 
 # %% ../nbs/98_cli.ipynb #e5d7b773
 def trained(task, data, preset, out, device, **options):

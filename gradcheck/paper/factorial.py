@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMORIES', 'CORNERS', 'ADAM_WAYS', 'PARTS', 'QUESTIONS', 'FACTORIAL', 'READERS', 'corner', 'Question', 'main_effect',
-           'against', 'questions_of', 'adam_folder', 'read_factorial', 'differences_of', 'agreement', 'decided',
-           'decide_factorial', 'planted', 'similarity_table']
+           'against', 'questions_of', 'adam_folder', 'read_factorial', 'known_adam', 'differences_of', 'agreement',
+           'decided', 'decide_factorial', 'levels', 'planted', 'similarity_table']
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #fad73797
 from collections import Counter
@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from ..base import read_json
 from ..core import counter_bits, located, project_root
 from ..runs.cells import SMALLEST, decide_all, over_cells
 from .study_evidence import at_equal_energy, cube
@@ -101,6 +102,11 @@ def read_factorial(folder=None):
     folder = adam_folder() if folder is None else located(folder)
     return {name: unpacked(folder / f"{name}.csv.gz", columns) for name, columns in FACTORIAL.items()}
 
+def known_adam():
+    "What adam.json in the repository says of its runs."
+    return read_json(adam_folder() / "adam.json", "what is known of ADAM's parts", "restore it (git checkout "
+                     "data/reference)")
+
 def differences_of(question, reached, column):
     "The differences (classifiers, classes, images) that a question asks after."
     values = {name: cube(reached[reached["variant"] == name], column) for name in question.weights}
@@ -154,6 +160,16 @@ def decide_factorial(outcomes, questions=QUESTIONS):
                         for r, k in product(*map(range, effects.shape))
                     ]
     return pd.DataFrame(rows), pd.DataFrame(cells)
+
+# %% ../../nbs/5_paper/22_factorial.ipynb #417afc57
+def levels(outcomes, column):
+    "A row per way in `outcomes` (of one protocol): an outcome at equal energy, its mean over cells and its interval."
+    reached = at_equal_energy(outcomes, column)
+    rows = []
+    for way, mine in reached.groupby("variant", sort=False):
+        effect = over_cells(cube(mine, column).mean(2))
+        rows.append(dict(variant=way, mean=effect.mean, low=effect.low, high=effect.high))
+    return pd.DataFrame(rows).set_index("variant")
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #4732f235
 def planted(value, replicates=5, classes=4, images=8, protocol="ours", seed=0):
