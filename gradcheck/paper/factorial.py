@@ -172,17 +172,17 @@ def levels(outcomes, column):
     return pd.DataFrame(rows).set_index("variant")
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #4732f235
-def planted(value, replicates=5, classes=4, images=8, protocol="ours", seed=0):
+def planted(value, ways=ADAM_WAYS, replicates=5, classes=4, images=8, protocol="ours", seed=0):
     "Outcomes in which a way (its name) reaches `value(way)` on the whole, with noise over cells and images."
     rng = np.random.default_rng(int(counter_bits(seed, 0)))
-    rows = []
-    for way, r, k in product(ADAM_WAYS, range(replicates), range(classes)):
-        said = value(way) + rng.normal(0, 0.02) + rng.normal(0, 0.05, images)
-        where = dict(protocol=protocol, kind="nonrobust", replicate=r, target=k, variant=way, image=range(images))
-        for e in (3.6, 14.0, 53.0):
-            words = dict.fromkeys(("guide", "judge", "oracle", "whole", "similarity", "raw"), said)
-            rows.append(pd.DataFrame(where | dict(energy=e, injected=e) | words))
-    return pd.concat(rows, ignore_index=True)
+    cells = pd.DataFrame(product(ways, range(replicates), range(classes)), columns=["variant", "replicate", "target"])
+    said = cells["variant"].map(value).to_numpy(float) + rng.normal(0, 0.02, len(cells))
+    rows = cells.loc[cells.index.repeat(images)].reset_index(drop=True)
+    word = said.repeat(images) + rng.normal(0, 0.05, len(rows))
+    rows = rows.assign(protocol=protocol, kind="nonrobust", image=np.tile(range(images), len(cells)))
+    for name in FACTORIAL["outcomes"][-6:]: rows[name] = word
+    at = [rows.assign(energy=e, injected=e) for e in (3.6, 14.0, 53.0)]
+    return pd.concat(at, ignore_index=True)[list(FACTORIAL["outcomes"])]
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #deac4f59
 def similarity_table(outcomes, afterwards, energy):

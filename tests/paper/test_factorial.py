@@ -101,8 +101,11 @@ def test_main_effects_in_closed_form():
     assert got == [1 + 4 + 4 / 4, 2 + 4 + 4 / 4, 3.0]
 
 
+RESCALED = [name for name in ADAM_WAYS if not name.endswith("as they are")]
+
+
 def verdicts(value, **how):
-    table, _ = decide_factorial(planted(value, **how), questions_of("rescaled"))
+    table, _ = decide_factorial(planted(value, RESCALED, **how))
     return table[table["reader"] == "judge"].set_index("short")
 
 
@@ -122,9 +125,7 @@ def test_two_classifiers_show_nothing():
 
 
 def test_questions_that_the_ways_do_not_answer_are_left_out():
-    some = planted(lambda way: 0.4)
-    some = some[~some["variant"].str.endswith("as they are")]
-    table, cells = decide_factorial(some)
+    table, cells = decide_factorial(planted(lambda way: 0.4, RESCALED))
     assert set(table["memory"]) == {"rescaled"} and len(table) == 2 * len(questions_of("rescaled"))
     assert len(cells) == len(table) * 5 * 4
 
