@@ -4,6 +4,7 @@
 #   PIP_ARGS="..."          arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
 #   WRITE_BACK=1            make figures: the executed notebooks go back into nbs/figures
 #   AGAIN=1                 make figures: execute them all, also those of which nothing has changed
+#   FAST=1                  make figures: networks in bfloat16, into results/laptop-bfloat16
 PYTHON ?= python3
 PIP_ARGS ?=
 WRITE_BACK ?=
@@ -13,7 +14,7 @@ BIN := .venv/bin
 .PHONY: figures tutorials thumbnails pages test test-slow test-browser lint lab bench paper
 figures: .venv/installed
 	$(BIN)/gradcheck reproduce --preset laptop $(if $(filter-out 0,$(WRITE_BACK)),--write-back) \
-	  $(if $(filter-out 0,$(AGAIN)),--again)
+	  $(if $(filter-out 0,$(AGAIN)),--again) $(if $(filter-out 0,$(FAST)),--precision bfloat16)
 
 tutorials: .venv/installed
 	mkdir -p results/tutorials

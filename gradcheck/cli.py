@@ -18,7 +18,7 @@ import typer
 from .base import UserError, choose, make_folder
 from .commands import Stopped, app, engine_for, unforeseen, write_json
 from .diagnosing import diagnose
-from .options import Checkpointing, Denoiser, Device, Memory, check_given
+from .options import Checkpointing, Denoiser, Device, Memory, Precision, check_given
 from .measures import evaluate
 
 # %% ../nbs/98_cli.ipynb #ac2c8017
@@ -50,6 +50,7 @@ def reproduce(
     mode: Optional[str] = typer.Option(
         None, help="corrected (default), paper, or single switches: start=paper,state=paper"
     ),
+    precision: Optional[str] = Precision,
     stabilizer: Optional[str] = typer.Option(None, help="one of yours in ADAM's place: MODULE:CLASS or FILE.py:CLASS"),
     denoiser: Optional[str] = Denoiser,
     classifier: Optional[str] = typer.Option(None, help="a .safetensors file, or MODULE:FUNCTION"),
@@ -80,7 +81,7 @@ def reproduce(
         own = with_authors(authors, own)
         mode = mode or "paper"
     params = parse_params(param) | {name: absolute(value) for name, value in own.items() if value}
-    if mode: params["mode"] = mode
+    params |= {name: value for name, value in dict(mode=mode, precision=precision).items() if value}
     if full:
         from gradcheck.paper.full import check_full
         check_full(figures or (), preset, seed, params)

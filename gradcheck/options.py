@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Device', 'Memory', 'Checkpointing', 'Denoiser', 'Classifier', 'Judge', 'Robust', 'Where', 'Objective', 'Stabilizer',
-           'Sampler', 'Candidates', 'check_given']
+           'Sampler', 'Precision', 'Candidates', 'check_given']
 
 # %% ../nbs/94_options.ipynb #3e1bfd18
 import typer
@@ -43,6 +43,9 @@ Stabilizer = typer.Option(
 )
 Sampler = typer.Option(
     None, help="ancestral (default), ddim, ddim_eta1, dsg (with unit and a scale of 1 at most), mpgd (with x0_hat_mean)"
+)
+Precision = typer.Option(
+    None, help="of the networks while sampling: float32, float16, or bfloat16, which is faster where there are units"
 )
 Candidates = typer.Option(
     1, help="best of N: so many unguided generations for each image, of which the guide's favourite is kept"

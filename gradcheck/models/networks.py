@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
-           'in_precision', 'differentiable', 'gradient_of']
+           'in_precision', 'seconds_of', 'peak_rate', 'check_pays', 'differentiable', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
+import time
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -80,6 +83,27 @@ class Autocast(Around):
 def in_precision(network, precision):
     "The network as it is for float32, else as `Autocast`."
     return network if PRECISIONS[precision] is None else Autocast(network, precision)
+
+# %% ../../nbs/2_models/04_networks.ipynb #1b9a4601
+def seconds_of(call):
+    "How long a call takes."
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+def peak_rate(precision, size=2048, rounds=5):
+    """Floating-point operations per second of a matrix product of the CPU in one of `PRECISIONS`, the fastest of some
+    `rounds`."""
+    a = torch.ones(size, size, dtype=PRECISIONS[precision] or torch.float32)
+    return 2 * size**3 / min(seconds_of(partial(torch.mm, a, a)) for _ in range(rounds + 1))
+
+def check_pays(precision, size=1024):
+    "`UserError` unless this machine's CPU computes at least as fast in one of `PRECISIONS` as in float32."
+    if PRECISIONS[precision] is None: return
+    here, plain = peak_rate(precision, size), peak_rate("float32", size)
+    if here < plain:
+        raise UserError(f"networks in {precision} would be slower on this machine than in float32 (a matrix product "
+                        f"reaches {here / 1e9:.0f} GFLOP/s, in float32 {plain / 1e9:.0f}); leave the precision out.")
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):

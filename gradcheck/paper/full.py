@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from ..core import UserError, pick_device
 from ..models.batches import TILE
 from ..models.catalogue import classifier_card
-from .compare import claim_lines, compared_claims
 from .page import markdown, summary
 from .plan import duration, seconds_per_image_step
 from .saved import provenance
@@ -27,6 +26,7 @@ from ..runs.records import machine_of
 from ..runs.runs import cache_folder, chunk_path
 from ..runs.scales import PILOTS
 from ..runs.specs import PROBE
+from ..runs.verdicts import claim_lines, compared_claims
 
 # %% ../../nbs/5_paper/21_full.ipynb #ff4bbbdb
 def is_kept(spec):

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 
 from ..base import read_json
 from ..core import UserError, choose, command_folder, make_folder, project_root, write_bytes
+from ..models.networks import check_pays
 from .compare import compare, reference_folder
 from .figures import FIGURES, figure_specs
 from .page import claims_text, write_page
@@ -28,6 +29,7 @@ from .presets import get_preset
 from .saved import PRESET_PARAMETERS, RESTORE, SPEC_PARAMETERS, check_parameters, figure_runs
 from .settings import check_classes, folder_of, preset_for, setting_of
 from .stamps import is_kept, stamped
+from ..runs.cluster import computes_here
 from ..runs.records import read_claims
 from ..runs.runs import cache_folder
 
@@ -213,6 +215,7 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
     figures, p, changes = checked(figures, preset, seed, parameters)
     setting = setting_of(dict(parameters, seed=seed))
     if in_place: check_writable(p, setting)
+    if "precision" in setting and computes_here(engine): check_pays(p.precision)
     root = project_root() / out                                         # an absolute `out` stands for itself
     folder = make_folder(root / folder_of(p, setting))
     if not find_spec("papermill"): return without_papermill(figures, p, changes, engine, report)
@@ -240,7 +243,8 @@ def concluded(figures, folder, setting, in_place, report):
     if in_place:
         write_back(figures, folder)
         report(f"notebooks: {notebook_of(figures[0]).parent}")
-    if not setting and reference_folder(folder.name).is_dir():
+    known = folder.name.removesuffix(f"-{setting.get('precision')}")
+    if not setting.keys() - {"precision"} and reference_folder(known).is_dir():
         try: report(compare(folder).summary)
         except UserError as e: report(f"not compared with the reference: {e}")      # nothing that was made is lost
     return page

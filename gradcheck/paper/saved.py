@@ -96,7 +96,7 @@ def model_digests(preset):
 
 # %% ../../nbs/5_paper/10_saved.ipynb #37d1c353
 PARAMETERS = ("preset", "seed", "out", "target", "scale", "steps", "count", "image", "images", "mode", "objective",
-              "stabilizer", "denoiser", "classifier", "robust", "judge", "data")
+              "precision", "stabilizer", "denoiser", "classifier", "robust", "judge", "data")
 
 def names_set_in(cell):
     "The names that a cell of assignments sets."
@@ -125,8 +125,8 @@ def check_parameters(path, given):
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3eb0bd0a
 SPEC_PARAMETERS = ("seed", "target", "scale", "objective")
-PRESET_PARAMETERS = ("preset", "steps", "count", "mode", "stabilizer", "denoiser", "classifier", "robust", "judge",
-                     "data")
+PRESET_PARAMETERS = ("preset", "steps", "count", "mode", "precision", "stabilizer", "denoiser", "classifier", "robust",
+                     "judge", "data")
 
 # %% ../../nbs/5_paper/10_saved.ipynb #bcb2bbc1
 def uncalibrated(figure, preset, **changes):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'NAMES', 'USUAL', 'IN_NAME', 'in_mode', 'own_name', 'check_beside', 'with_models', 'with_stabilizer',
-           'stabilizer_label', 'sizes', 'preset_for', 'check_bundled', 'classes_of', 'target_of', 'check_classes',
-           'parse_params', 'with_index', 'setting_of', 'brief', 'folder_of', 'fields_of', 'known_scale', 'spec_for']
+           'stabilizer_label', 'with_precision', 'sizes', 'preset_for', 'check_bundled', 'classes_of', 'target_of',
+           'check_classes', 'parse_params', 'with_index', 'setting_of', 'brief', 'folder_of', 'fields_of',
+           'known_scale', 'spec_for']
 
 # %% ../../nbs/5_paper/04_settings.ipynb #c6fc497f
 import hashlib
@@ -18,6 +19,7 @@ from ..core import UserError, choose, located, shown
 from ..data.classes import class_in_data, listing, parse_target
 from ..guidance.stabilizers import make_stabilizer
 from ..models.catalogue import class_names, classifier_card, has_start
+from ..models.networks import PRECISIONS
 from .presets import get_preset
 from .quirks import DEFAULT_MODE, QUIRKS, parse_mode
 from .variants import VARIANTS
@@ -82,6 +84,11 @@ def stabilizer_label(name):
     return "ADAM" if name in ("adam", "adam_corrected") else str(name).rpartition(":")[2]
 
 # %% ../../nbs/5_paper/04_settings.ipynb #0ed25140
+def with_precision(preset, precision=None):
+    "A preset with its networks in another of `PRECISIONS`; its figures get a folder of their own."
+    if precision is None or choose("precision", precision, PRECISIONS) == preset.precision: return preset
+    return replace(preset, name=f"{preset.name}-{precision}", precision=precision)
+
 def sizes(preset, steps=None, count=None):
     "Fields of a preset for other numbers of sampling steps and generations; `UserError` for what no figure can show."
     if steps is not None and (steps := number("steps", steps, int)) < 2:
@@ -95,10 +102,11 @@ def sizes(preset, steps=None, count=None):
     fields = dict(steps=steps, sweep_steps=steps, count=count, table_count=count, sweep_count=count, pictures=count)
     return {name: value for name, value in fields.items() if value is not None}
 
-def preset_for(preset, steps=None, count=None, mode="corrected", stabilizer=None, **models):
+def preset_for(preset, steps=None, count=None, mode="corrected", stabilizer=None, precision=None, **models):
     """A preset (or its name) with its numbers of sampling steps and generations replaced, in a mode, with `models` and
-    a `stabilizer` of your own; None leaves things as they are."""
+    a `stabilizer` of your own, its networks in a `precision`; None leaves things as they are."""
     p = with_stabilizer(in_mode(with_models(get_preset(preset), **models), mode), stabilizer)
+    p = with_precision(p, precision)
     return replace(p, **sizes(p, steps, count)) if (steps, count) != (None, None) else p
 
 # %% ../../nbs/5_paper/04_settings.ipynb #b82768ea
@@ -138,7 +146,7 @@ def check_classes(p):
 
 # %% ../../nbs/5_paper/04_settings.ipynb #3e8d2b61
 MODELS = ("denoiser", "classifier", "robust", "judge", "data")
-NAMES = ("target", "mode", "objective", "stabilizer", *MODELS)             # text, whatever it looks like
+NAMES = ("target", "mode", "objective", "precision", "stabilizer", *MODELS)                 # text, whatever it is
 
 def parse_params(params):
     "`[\"steps=50\"]` to `{\"steps\": 50}`; values are JSON where they parse, and text where they are names."

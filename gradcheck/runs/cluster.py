@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'WAIT', 'BEAT', 'VERSION', 'QUESTION', 'Reporter', 'local', 'compute_on_worker', 'portable', 'kind_at',
            'connected', 'patience_for_workers', 'wait_for_workers', 'check_versions', 'Progress', 'look', 'as_finished',
-           'told', 'computed', 'opened', 'Dask']
+           'told', 'computed', 'opened', 'Dask', 'computes_here']
 
 # %% ../../nbs/4_runs/04_cluster.ipynb #23540502
 import asyncio
@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from ..core import UserError, absolute, located
+from ..core import UserError, absolute, located, pick_device
 from ..models.catalogue import is_function
 from .runs import Local, Machine
 
@@ -234,3 +234,7 @@ class Dask:
     def compute(self, tasks, bar):
         "Yields `(task, tensors)` for tasks `(label, spec, images)` as workers finish them."
         with told("a chunk"): yield from computed(self.client, self.machine, tasks, bar)
+
+def computes_here(engine):
+    "Is it this machine's CPU that computes what an engine (None: `Local`) is asked for?"
+    return not isinstance(engine, Dask) and pick_device(engine.machine.device if engine else "auto") == "cpu"

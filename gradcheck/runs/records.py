@@ -107,6 +107,7 @@ def machine_of(sidecar):
         f"torch {sidecar['libraries'].get('torch', 'unknown')}",
         f"device {sidecar.get('device', 'unknown')}",
         f"threads {sidecar.get('threads', 'unknown')}",
+        *(f"networks in {value}" for name, value in setting_of(sidecar) if name == "precision"),
     ])
 
 def images_of(sidecar):

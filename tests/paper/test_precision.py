@@ -1,0 +1,76 @@
+"""Networks in half precision: a folder and keys of their own, where it pays, held against the same reference."""
+import subprocess
+
+import pandas as pd
+import pytest
+from test_compare import CLAIMS, CURVES, contents, plant
+
+from gradcheck.core import UserError, project_root
+from gradcheck.models import networks
+from gradcheck.models.networks import check_pays
+from gradcheck.paper.compare import compare, write_reference
+from gradcheck.paper.figures import figure_specs
+from gradcheck.paper.settings import folder_of, preset_for, setting_of
+from gradcheck.runs.cluster import Dask, computes_here
+from gradcheck.runs.runs import Local, Machine
+
+
+def as_it_is(spec, energies): return [spec.scale for _ in energies]
+
+
+def test_a_precision_is_in_the_keys_and_in_the_folders_name():
+    half, plain = preset_for("smoke", precision="bfloat16"), preset_for("smoke")
+    assert folder_of(half, setting_of(dict(preset="smoke", precision="bfloat16"))) == "smoke-bfloat16"
+    assert preset_for("smoke", precision="float32") == plain and half.scales == plain.scales
+    mine, theirs = (figure_specs("figure_2", p, as_it_is) for p in (half, plain))
+    assert {s.precision for s in mine.values()} == {"bfloat16"}
+    assert not {s.key for s in mine.values()} & {s.key for s in theirs.values()}
+
+
+@pytest.mark.parametrize("rate, refused", [({"float32": 2e9, "bfloat16": 1e9}, True),
+                                           ({"float32": 1e9, "bfloat16": 2e9}, False)])
+def test_it_is_refused_where_it_would_be_slower(monkeypatch, rate, refused):
+    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: rate[precision])
+    check_pays("float32")
+    if not refused: return check_pays("bfloat16")
+    with pytest.raises(UserError, match="slower .* 1 GFLOP/s, in float32 2"): check_pays("bfloat16")
+
+
+def test_who_computes_is_who_is_measured():
+    assert computes_here(None) and computes_here(Local(Machine("cpu"))) and not computes_here(Dask.__new__(Dask))
+
+
+def test_the_command_samples_in_half_precision_or_says_why_not(cli, monkeypatch, tmp_path):
+    asked = ("reproduce", "figure_1", "--preset", "smoke", "--out", tmp_path)
+    code, _, err = cli(*asked, "--precision", "half")
+    assert code == 2 and "choose one of float32, bfloat16, float16" in err
+    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: {"float32": 2.0, "bfloat16": 1.0}[precision])
+    code, _, err = cli(*asked, "--precision", "bfloat16")
+    assert code == 2 and "would be slower" in err and not list(tmp_path.rglob("*.png"))
+    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: 1.0)
+    code, _, err = cli(*asked, "--precision", "bfloat16")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "smoke-bfloat16" / "figure_1.csv")
+    assert table["mean"].notna().all()
+
+
+def test_the_reference_is_that_of_float32_and_the_precision_is_said(tmp_path):
+    results = tmp_path / "results"
+    for figure, table in (("figure_1", CURVES), ("claims", CLAIMS)): plant(results, figure, table)
+    reference = write_reference(results, tmp_path / "reference")
+    for figure, table in (("figure_1", CURVES.assign(mean=0.51)), ("claims", CLAIMS)):
+        plant(results, figure, table, setting=dict(precision="bfloat16"))
+    before = contents(reference)
+    c = compare(results, reference)
+    assert c.figures["outcome"].tolist() == ["within its interval", "identical"] and not c.changed
+    assert "networks in bfloat16" in c.text and contents(reference) == before
+    plant(results, "figure_1", CURVES, setting=dict(precision="bfloat16", seed=1))
+    plant(results, "claims", CLAIMS, setting=dict(precision="bfloat16", seed=1))
+    with pytest.raises(UserError, match="same setting"): compare(results, reference)
+
+
+@pytest.mark.parametrize("given, said", [(["FAST=1"], True), ([], False), (["FAST=0"], False)])
+def test_make_figures_fast(given, said):
+    call = ["make", "-n", "-C", project_root(), "figures", *given]
+    done = subprocess.run(call, capture_output=True, encoding="utf-8", check=True)
+    assert ("--precision bfloat16" in done.stdout) is said
