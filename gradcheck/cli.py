@@ -66,8 +66,8 @@ def reproduce(
     checkpointing: bool = Checkpointing,
     write_back: bool = typer.Option(False, "--write-back", help="put the executed notebooks into nbs/figures, cleaned"),
     full: bool = typer.Option(
-        False, "--full", help="claims: the whole study, over all classifiers and classes; similarity_and_success: "
-        "its looks at gradients before sampling"
+        False, "--full", help="the whole study, over classifiers and classes, of claims or adam_apart (ADAM's parts); "
+        "of similarity_and_success its looks at gradients before sampling"
     ),
     again: bool = typer.Option(False, "--again", help="execute all notebooks, also of figures that have not changed"),
     plan: bool = typer.Option(
@@ -119,14 +119,18 @@ def plan_of(figures, preset, seed, params, device):
 
 # %% ../nbs/98_cli.ipynb #afd82659
 def study(figure, out, plan, device, memory, checkpointing, dask):
-    "The whole study of the claims, or its looks before sampling, or their plan."
+    "The whole study of the claims, of ADAM's parts, or its looks before sampling; or the plan of it."
+    from gradcheck.paper.factorial_runs import ADAM_STUDY, full_factorial
     from gradcheck.paper.full import full, plan_full
     from gradcheck.paper.measured import measures, plan_measures, write_measures
-    folder = Path(out).absolute() / "study"
+    from gradcheck.paper.study import FULL
+    folder = Path(out).absolute()
     if figure == "similarity_and_success":
-        return typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder)}")
-    if plan: return typer.echo(plan_full(device=device))
-    with engine_for(device, memory, checkpointing, dask) as engine: full(folder, engine=engine, report=typer.echo)
+        return typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder / 'study')}")
+    sizes, make, name = (ADAM_STUDY, full_factorial, "adam") if figure == "adam_apart" else (FULL, full, "study")
+    if plan: return typer.echo(plan_full(study=sizes, device=device))
+    with engine_for(device, memory, checkpointing, dask) as engine:
+        make(folder / name, engine=engine, report=typer.echo)
 
 # %% ../nbs/98_cli.ipynb #e5d7b773
 def trained(task, data, preset, out, device, **options):

@@ -24,6 +24,7 @@ ELSEWHERE = {   # command -> where it is run
     "gradcheck compare results/study": "tests/paper/test_study_compare.py",
     "gradcheck reproduce --authors data/nrCG/pretrained_models/sportballs": "tests/paper/test_authors.py",
     "gradcheck reproduce --write-back": "tests/paper/test_executed.py",
+    "gradcheck reproduce adam_apart --full": "tests/paper/test_factorial.py",
     "gradcheck reproduce claims --full": "tests/paper/test_study.py",
     "gradcheck reproduce claims --full --plan": "tests/paper/test_study.py",
     "gradcheck reproduce similarity_and_success --full": "tests/paper/test_measured.py",

@@ -34,9 +34,10 @@ def is_kept(spec):
     return chunk_path(spec, range(spec.count), loose_folder() if spec.count % TILE else cache_folder()).is_file()
 
 def runs_at(cell, scales, study, preset):
-    "The runs of a cell at its scales: one for each energy, and the long one."
+    "The runs of a cell at its scales: one for each energy, and the long one, if the study has any."
     *along, last = scales
     specs = [spec_of(cell, scale, study, preset) for scale in along]
+    if not study.long_count: return specs
     return [*specs, spec_of(cell, last, study, preset, steps=study.long_steps, count=study.long_count)]
 
 def still_to_do(cell, study, preset="laptop"):
@@ -63,17 +64,17 @@ def plan_full(study=FULL, preset="laptop", device="auto"):
             f"cache: about {duration(seconds).strip()} here, measured on a few steps; finished chunks are kept.")
 
 # %% ../../nbs/5_paper/21_full.ipynb #de839530
-WHOLE = ("claims", "similarity_and_success")
+WHOLE = ("claims", "similarity_and_success", "adam_apart")         # what has a whole study
 
 def check_full(figures, preset, seed, params):
-    "`UserError` unless one of `WHOLE` alone is asked for, and nothing that the whole study would leave unheard."
+    "`UserError` unless one of `WHOLE` alone is asked for, and nothing that a whole study would leave unheard."
     given = [*(f for f in figures if f not in WHOLE or f != figures[0]), *(f"{k}={v}" for k, v in params.items())]
     if preset != "laptop": given.append(f"--preset {preset}")
     if seed: given.append(f"--seed {seed}")
     if figures and not given: return
     what = f"{', '.join(given)} was given" if given else "no figure was named"
-    raise UserError(f"--full is the whole study of the claims with the bundled models, and {what}; write gradcheck "
-                    "reproduce claims --full, or similarity_and_success --full for its looks before sampling.")
+    raise UserError(f"--full is a whole study with the bundled models, and {what}; write gradcheck reproduce claims "
+                    "--full, similarity_and_success --full (looks before sampling), or adam_apart --full (its parts).")
 
 # %% ../../nbs/5_paper/21_full.ipynb #b64812ca
 def known_of(cells, study):

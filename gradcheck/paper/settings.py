@@ -186,8 +186,8 @@ def folder_of(preset, setting):
 
 # %% ../../nbs/5_paper/04_settings.ipynb #5f039737
 def fields_of(p, classifier, variant):
-    "Fields of the `RunSpec` of a variant for a classifier (its role) under the preset `p`."
-    fields = dict(VARIANTS[choose("variant", variant, VARIANTS)])
+    "Fields of the `RunSpec` of a variant (a name, or its fields) for a classifier (its role) under the preset `p`."
+    fields = dict(variant if isinstance(variant, dict) else VARIANTS[choose("variant", variant, VARIANTS)])
     if fields.get("stabilizer") == "adam": fields["stabilizer"] = p.adam
     if "interval" in fields: fields["interval"] = tuple(round(share * p.T) for share in fields["interval"])
     own = dict(
@@ -202,12 +202,13 @@ def fields_of(p, classifier, variant):
 
 def known_scale(p, classifier, variant, objective=RunSpec.objective):
     "The scale at which the preset `p` compares a variant for a classifier (its role), or `PROBE`: it is not known."
+    if isinstance(variant, dict): return PROBE
     if variant == "unguided": return 0.0
     return (p.scales or {}).get(objective, {}).get(classifier, {}).get(variant, PROBE)
 
 def spec_for(preset, classifier, variant, /, **changes):
-    """The `RunSpec` of a variant for a classifier (its role) under a preset; `changes` override its fields where they
-    are not None. A scale that is not known is `PROBE`.
+    """The `RunSpec` of a variant (a name, or its fields, a dict) for a classifier (its role) under a preset; `changes`
+    override its fields where they are not None. A scale that is not known is `PROBE`.
 
     Raises `UserError` for an unknown role, variant or field value, and for weights that are not there."""
     p = get_preset(preset)

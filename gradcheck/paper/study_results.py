@@ -29,9 +29,9 @@ COLUMNS = {   # table -> its columns
 
 def study_folder(): return project_root() / "data" / "reference" / "study"
 
-def packed(table):
+def packed(table, digits="%.5g"):
     "A table as the bytes of a compressed CSV file, the same for the same numbers."
-    text = table.to_csv(index=False, float_format="%.5g", lineterminator="\n")
+    text = table.to_csv(index=False, float_format=digits, lineterminator="\n")
     return gzip.compress(text.encode("utf-8"), mtime=0)
 
 def write_study(tables, known, folder):
