@@ -76,7 +76,8 @@ def strip(samples):
     "Some pictures (N, C, H, W), uint8, side by side, as a data URL; `UserError` for other channels than 1 or 3."
     if samples.shape[1] not in (1, 3):
         raise UserError(f"pictures of {samples.shape[1]} channels cannot be shown; give a denoiser of 1 or 3.")
-    picture = image_grid(samples[:PICTURES], columns=PICTURES, scale=max(128 // samples.shape[-1], 1))
+    shown = samples[:PICTURES]
+    picture = image_grid(shown, columns=len(shown), scale=max(128 // samples.shape[-1], 1))
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 def number(x, digits=2): return "–" if x is None or not np.isfinite(x) else f"{x:.{digits}f}"

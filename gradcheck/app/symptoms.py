@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'NOTHING', 'PATHS', 'REPEATS', 'PATH_STEPS', 'AS_IT_IS', 'AT_X0', 'ROBUST', 'SAW', 'NEVER_SAW', 'KNOWN',
-           'SEEN', 'FAR_BETTER', 'row_of', 'steps_seen', 'white', 'lenses_of', 'price_of_symptoms', 'table_path',
-           'kept_table', 'symptoms_path', 'symptoms', 'recognised', 'check_range_of']
+           'SEEN', 'FAR_BETTER', 'RANGES', 'row_of', 'steps_seen', 'white', 'lenses_of', 'price_of_symptoms',
+           'table_path', 'kept_table', 'symptoms_path', 'symptoms', 'recognised', 'check_range_of']
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #cd0ba9ec
 import hashlib
@@ -149,18 +149,25 @@ def recognised(question):
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #7a15c20b
 FAR_BETTER = 0.2                     # in accuracy
+RANGES = {                           # range -> (factor, what maps [-1, 1] to it)
+    "[0, 1]": (0.5, "(x + 1) / 2"),
+    "[0, 255]": (127.5, "(x + 1) * 127.5"),
+}
 
 def check_range_of(question):
-    "`UserError` where the classifier recognises the data far better in [0, 1] than in [-1, 1]."
+    "`UserError` where the classifier recognises the data far better in one of `RANGES` than in [-1, 1]."
     name = question.preset.classifiers[question.role]
     classifier = open_classifier(name)
     data = question.preset.reference.open().held_out
     x, labels = data.batch(range(min(SEEN, len(data))))
     y = true_classes(data, question.spec("plain").classes)[labels]
     def right_in(x): return recognised_rows(classifier, x, y)["right"].float().mean().item()
-    with torch.no_grad(): right = right_in(x), right_in((x + 1) / 2)
-    if right[1] - right[0] > FAR_BETTER:
+    with torch.no_grad():
+        right = right_in(x)
+        other = {name: right_in((x + 1) * factor) for name, (factor, _) in RANGES.items()}
+    best = max(other, key=other.get)
+    if other[best] - right > FAR_BETTER:
         raise UserError(
-            f"the classifier {name!r} recognises {right[1]:.0%} of the data's pictures in [0, 1] but {right[0]:.0%} in "
-            "[-1, 1], as denoisers make them; let its function map them first, by (x + 1) / 2."
+            f"the classifier {name!r} recognises {other[best]:.0%} of the data's pictures in {best} but {right:.0%} "
+            f"in [-1, 1], as denoisers make them; let its function map them first, by {RANGES[best][1]}."
         )

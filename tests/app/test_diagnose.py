@@ -16,7 +16,7 @@ from tiny import own_models
 from gradcheck.app import symptoms, trials
 from gradcheck.app.advice import answer, best_energy, finalists, findings, made_up, reality, recognises_until
 from gradcheck.app.advice import sees_noise, success, summary
-from gradcheck.app.diagnose import diagnose
+from gradcheck.app.diagnose import diagnose, kept_back
 from gradcheck.app.symptoms import AS_IT_IS, KNOWN, NEVER_SAW, SAW, white
 from gradcheck.app.trials import Budget, Trials, question_of, settings_to_try, views_of
 from gradcheck.core import UserError, seeded
@@ -393,6 +393,18 @@ def test_what_there_is_no_time_for_is_left_out_and_said(small, tmp_path, monkeyp
     assert "no time was left" in Path(told["page"]).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("more, everything", [(1.01, False), (10.0, True)])
+def test_a_budget_that_is_taken_lets_the_plain_gradient_be_tried(more, everything):
+    question = question_of(denoiser="laptop/ddpm", classifier="laptop/nonrobust", steps=4)
+    finals, every = trials.final_specs(question), trials.every_spec(question)
+    least = Budget(1, rate=0.1).seconds([*every[:3], *finals[:2]])              # what `budget_for` asks for
+    budget = Budget(more * least / 60, rate=0.1, clock=lambda: 0.0)
+    later, price = kept_back(question, budget)
+    assert (later == finals, price > 0) == (everything, everything)
+    tried = Trials(question, budget, 1.0, later, price)
+    assert tried.allows(every[1]) and tried.allows(every[2])
+
+
 def test_a_budget_is_kept_before_it_is_gone():
     now = [0.0]
     question = question_of(denoiser="laptop/ddpm", classifier="laptop/nonrobust", steps=4)
@@ -410,6 +422,7 @@ def test_a_budget_is_kept_before_it_is_gone():
 
 @pytest.mark.parametrize("body, sentence", [
     ("super().forward(x).softmax(1)", "probabilities"),
+    ("super().forward(x).sigmoid()", "probabilities"),
     ("super().forward(x) * float('nan')", "NaN"),
     ("super().forward(x).detach()", "gradient"),
     ("torch.nn.functional.dropout(super().forward(x), 0.5)", "at random"),
@@ -451,8 +464,10 @@ def test_images_in_the_other_range_are_found_out(monkeypatch):
     question = question_of(denoiser="laptop/ddpm", classifier="laptop/robust", data="sportballs")
     symptoms.check_range_of(question)
     robust = symptoms.open_classifier("laptop/robust")
-    monkeypatch.setattr(symptoms, "open_classifier", lambda name: lambda x: robust(2 * x - 1))
-    with pytest.raises(UserError, match=r"\[0, 1\]"): symptoms.check_range_of(question)
+    others = {r"\[0, 1\]": lambda x: robust(2 * x - 1), r"\[0, 255\]": lambda x: robust(x / 127.5 - 1)}
+    for taken, mapped in others.items():
+        monkeypatch.setattr(symptoms, "open_classifier", lambda name, mapped=mapped: mapped)
+        with pytest.raises(UserError, match=taken): symptoms.check_range_of(question)
 
 
 # the bundled models

@@ -94,6 +94,18 @@ REFUSED = {
         class Net(nn.Sequential):
             def forward(self, x): return F.softmax(super().forward(x), 1)
         def make(): return Net({BODY})""", "returns probabilities"),
+    "sigmoids by hand": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x).sigmoid()
+        def make(): return Net({BODY})""", "returns probabilities"),
+    "one sigmoid by hand": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x)[:, :1].sigmoid()
+        def make(): return Net({BODY})""", "returns probabilities"),
+    "percent": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return 100 * super().forward(x).softmax(1)
+        def make(): return Net({BODY})""", "returns probabilities"),
     "a tuple": (f"""
         class Net(nn.Sequential):
             def forward(self, x): return super().forward(x), x
