@@ -135,9 +135,9 @@ def machine_lines(machines):
 
 def figure_lines(figures):
     "The table of figures for a terminal, with the number that lies farthest off."
-    lines = ["", f"{'figure':18}{'outcome':21}{'numbers':>8}{'outside':>9}  farthest"]
+    lines = ["", f"{'figure':24}{'outcome':21}{'numbers':>8}{'outside':>9}  farthest"]
     for r in figures.to_dict("records"):
-        lines.append(f"{r['figure']:18}{r['outcome']:21}{r['numbers']:8}{r['outside']:9}  {r['note']}".rstrip())
+        lines.append(f"{r['figure']:24}{r['outcome']:21}{r['numbers']:8}{r['outside']:9}  {r['note']}".rstrip())
     return lines
 
 # %% ../../nbs/5_paper/13_compare.ipynb #db7ea0a8

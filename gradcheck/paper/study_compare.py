@@ -22,8 +22,7 @@ from ..runs.verdicts import claim_lines, compared_claims
 # %% ../../nbs/5_paper/26_study_compare.ipynb #589c9da0
 def holds_study(results):
     "Does a folder hold a study, or part of one?"
-    folder = located(results)
-    return any((folder / name).is_file() for name in ("study.json", *(f"{table}.csv.gz" for table in COLUMNS)))
+    return any((located(results) / f"{table}.csv.gz").is_file() for table in COLUMNS)
 
 def known_in(folder):
     "What study.json says of a study in a folder; `UserError` where it is absent or damaged."

@@ -98,6 +98,12 @@ def test_nothing_in_common_is_said(reference, tmp_path):
     with pytest.raises(UserError, match="no cell in common"): compare_study(folder, reference)
 
 
+def test_the_figure_of_the_study_is_no_study(tmp_path):
+    (tmp_path / "study.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "study.csv").write_text("claim,verdict\n", encoding="utf-8")
+    assert not holds_study(tmp_path)
+
+
 def test_a_study_json_has_what_is_asked_of_it():
     known = json.loads(json.dumps(full.known_of(cells_of(Study(replicates=1)), FULL)))
     assert {*SIZES} <= {*known["study"]} and all({"kind", "replicate", "sha256"} <= {*c} for c in known["classifiers"])
