@@ -148,7 +148,6 @@ def renewed(request, base):
     random.seed()
     np.random.seed()
     kernel = "ipykernel_launcher" in request["args"]
-    kernel = "ipykernel_launcher" in request["args"]
     if kernel: request["args"].append(f"--IPKernelApp.parent_handle={os.getppid()}")      # it ends with the server
     if "FORKS" in os.environ: jupyter_client.launcher.Popen = ForkedKernel
     backend = "module://matplotlib_inline.backend_inline" if kernel else os.environ.get("MPLBACKEND")
