@@ -39,7 +39,8 @@ Objective = typer.Option(
 )
 Stabilizer = typer.Option(
     "none",
-    help="none, adam, adam_rescaled, adam_corrected, rms, ema, ema_0.99, unit, first_norm, MODULE:CLASS, FILE.py:CLASS",
+    help="none, adam, adam_rescaled, adam_corrected, rms, ema, ema_rescaled, ema_0.99, unit, first_norm, each also with "
+    "parameters (adam,beta1=0); MODULE:CLASS, FILE.py:CLASS",
 )
 Sampler = typer.Option(
     None, help="ancestral (default), ddim, ddim_eta1, dsg (with unit and a scale of 1 at most), mpgd (with x0_hat_mean)"
