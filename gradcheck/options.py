@@ -39,7 +39,7 @@ Objective = typer.Option(
 )
 Stabilizer = typer.Option(
     "none",
-    help="none, adam, adam_rescaled, adam_corrected, rms, ema, ema_rescaled, ema_0.99, unit, first_norm, each also with "
+    help="none, adam, adam_rescaled, adam_corrected, rms, ema, ema_rescaled, ema_0.99, unit, first_norm, also with "
     "parameters (adam,beta1=0); MODULE:CLASS, FILE.py:CLASS",
 )
 Sampler = typer.Option(
