@@ -1,12 +1,11 @@
 """What a figure's guidance is the gradient of: the logit in Figures 1 to 3 and Table 1, else the log-probability."""
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from gradcheck.core import UserError
 from gradcheck.paper.figures import FIGURES, figure_specs
-from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, means_in_words, means_table, plot_cosines
+from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, figure_bytes, means_in_words, means_table, plot_cosines
 from gradcheck.paper.settings import folder_of, known_scale, preset_for, setting_of, spec_for
 from gradcheck.paper.variants import SCALES, VARIANTS
 from gradcheck.runs.specs import PROBE
@@ -99,4 +98,16 @@ def test_a_run_without_any_direction_is_drawn_without_a_mean():
     none = Run()
     none.trace = Run.trace | {"cosine": torch.full((3, 2), np.nan), "energy": torch.zeros(3, 2)}
     assert means_table({"a": none})["mean"].isna().all()
-    plot_cosines(pd.concat([cosine_table({"a": none})]), {"a": "blue"}, "title", means_table({"a": none}))
+    assert drawn(none)
+
+
+def drawn(run):
+    fig = plot_cosines(cosine_table({"a": run}), {"a": "blue"}, "title", means_table({"a": run}))
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    return figure_bytes(fig, "png", 40).startswith(b"\x89PNG") and labels == ["a"]
+
+
+def test_a_run_whose_gradients_are_all_nothing_is_drawn_faint():
+    faint = Run()
+    faint.trace = Run.trace | {"norm_raw": torch.full((3, 2), 1e-9)}
+    assert drawn(faint) and cosine_table({"a": faint})["nothing"].eq(1).all()
