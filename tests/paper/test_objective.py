@@ -5,7 +5,8 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.paper.figures import FIGURES, figure_specs
-from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, figure_bytes, means_in_words, means_table, plot_cosines
+from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, figure_bytes, means_in_words
+from gradcheck.paper.plots import means_table, plot_cosines
 from gradcheck.paper.settings import folder_of, known_scale, preset_for, setting_of, spec_for
 from gradcheck.paper.variants import SCALES, VARIANTS
 from gradcheck.runs.specs import PROBE
