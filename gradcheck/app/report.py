@@ -80,6 +80,7 @@ def strip(samples):
     picture = image_grid(shown, columns=len(shown), scale=max(128 // samples.shape[-1], 1))
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
+# %% ../../nbs/6_app/10_report.ipynb #3285443a
 def number(x, digits=2): return "–" if x is None or not np.isfinite(x) else f"{x:.{digits}f}"
 
 TEMPLATES.filters |= dict(number=number, named=named)

@@ -207,9 +207,10 @@ def test_one_step_is_a_film_too(tmp_path):
     assert screen(trajectories, before(spec), 0, 0).count("<img") == 3 + 1
 
 
-def test_an_explorer_made_by_hand_raises():
+def test_an_explorer_made_by_hand_raises(monkeypatch):
     from gradcheck.paper.settings import preset_for
 
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)             # of a test before
     with pytest.raises(UserError, match="no weights"):
         Explorer(preset_for("laptop", denoiser="nowhere", classifier="laptop/robust"))
     assert "ipykernel" not in sys.modules

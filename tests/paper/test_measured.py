@@ -94,7 +94,7 @@ def test_a_look_stands_for_itself():
 
 
 def test_files_and_what_is_said_of_damaged_ones(tmp_path):
-    table = pd.DataFrame([dict.fromkeys(COLUMNS, 1.0)])
+    table = pd.DataFrame([dict.fromkeys(COLUMNS, 1.5)])
     path = write_measures(table, tmp_path)
     assert read_measures(tmp_path).equals(table) and path.name == "measures.csv.gz"
     for damaged in (b"", path.read_bytes()[:-9]):

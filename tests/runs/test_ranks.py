@@ -31,9 +31,13 @@ def test_one_group_is_spearmans():
 
 
 def test_within_and_not_between():
-    "All ways have the same means, so that theirs is a matter of chance; within them the cells rise together."
-    inside, outside = both_levels(cells_of(slope=2.0))
-    assert inside.low > 0.5 and outside.low < 0 < outside.high
+    "The ways' means are far apart and have no correlation; within them the cells rise together."
+    cells = cells_of(slope=2.0, G=4)
+    way = cells["way"].astype("category").cat.codes.to_numpy()
+    for column, means in (("x", [0, 1, 2, 3]), ("y", [1, 3, 0, 2])):
+        cells[column] += 100 * np.array(means)[way] - cells.groupby("way")[column].transform("mean")
+    inside, outside = both_levels(cells)
+    assert inside.low > 0.5 and outside.mean == pytest.approx(0) and outside.low <= 0 <= outside.high
 
 
 def test_between_and_not_within():
