@@ -17,11 +17,12 @@ from .advice import answer, findings, finalists, reality, sees_noise, summary
 from .report import named, use_of, write_report
 from .symptoms import AS_IT_IS, KNOWN, MEASURES, NEVER_SAW, SAW
 from .symptoms import check_range_of, price_of_symptoms, recognised, symptoms, symptoms_path, white
-from .trials import IMAGES, Budget, Trials, every_spec, final_specs, is_kept
+from .trials import IMAGES, Budget, Trials, every_spec, final_specs
 from .trials import length_of, question_of, rows_of, seconds_per_step
 from ..core import UserError, make_folder
 from ..paper.settings import check_classes
 from ..pictures import uint8_to_images
+from ..runs.loose import is_computed
 
 # %% ../../nbs/6_app/11_diagnose.ipynb #7c37675f
 def budget_for(question, minutes, report):
@@ -30,7 +31,7 @@ def budget_for(question, minutes, report):
     budget.rate = seconds_per_step(question)
     every = every_spec(question)
     least = budget.seconds([*every[:3], *final_specs(question)[:2]])
-    if least > budget.whole and not is_kept(every[0]):
+    if least > budget.whole and not is_computed(every[0]):
         raise UserError(
             f"{float(minutes):g} minutes are too few: without guidance and with the plain gradient at one energy it "
             f"takes about {least / 60:.1f}; give more minutes, or fewer --steps or --count."
@@ -76,7 +77,7 @@ class Final:
 
     def one(self, way, energy, scale):
         spec = self.question.spec(way, scale=scale)
-        if not (is_kept(spec) or self.budget.fits([spec])):
+        if not (is_computed(spec) or self.budget.fits([spec])):
             return self.left_out.append(f"{named(way)} on fresh noise: no time was left.")
         try: result = self.budget.timed(self.question, spec, f"{way} on fresh noise")
         except UserError as e: return self.left_out.append(f"{named(way)} on fresh noise: {e}")

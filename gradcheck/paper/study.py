@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROTOCOLS', 'WAYS', 'FULL', 'PILOT_IMAGES', 'BEYOND', 'usable', 'replicates', 'ways_of', 'Study', 'Cell',
-           'cells_of', 'under', 'spec_of', 'run_few', 'run_batches', 'finite', 'pilot_of', 'pilots', 'pilot_scales',
+           'cells_of', 'under', 'spec_of', 'run_batches', 'finite', 'pilot_of', 'pilots', 'pilot_scales',
            'energy_curves', 'scales_of']
 
 # %% ../../nbs/5_paper/17_study.ipynb #9b473030
@@ -109,13 +109,9 @@ def spec_of(cell, scale, study, preset="laptop", **changes):
     return spec_for(under(cell.protocol, preset), cell.kind, study.ways[cell.kind][cell.variant], **own | changes)
 
 # %% ../../nbs/5_paper/17_study.ipynb #c952e845
-def run_few(specs, count):
-    "label -> `RunResult` of settings (a dict) of `count` images each."
-    return run_all(specs, count, Loose(), loose_folder())
-
 def run_batches(specs, count, engine=None):
-    "label -> `RunResult` of settings (a dict) in one batch each, by an engine where they fill a tile."
-    if count % TILE: return run_few(specs, count)
+    "label -> `RunResult` of settings (a dict) of `count` images in a batch each, by an engine where they fill a tile."
+    if count % TILE: return run_all(specs, count, Loose(), loose_folder())
     return run_all(specs, count, engine)
 
 def finite(run, specs, *args):
@@ -142,7 +138,7 @@ def pilots(cells, scales, study, preset, what):
         f"{what} {i + 1} of {len(cells)}: {c}": pilot_of(c, s, study, preset)
         for i, (c, s) in enumerate(zip(cells, scales))
     }
-    runs = finite(run_few, specs, PILOT_IMAGES)
+    runs = finite(run_batches, specs, PILOT_IMAGES)
     return [runs[label].energy.mean().item() if label in runs else BEYOND for label in specs]
 
 # %% ../../nbs/5_paper/17_study.ipynb #39ea495e

@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .settings import spec_for
-from .study import finite, run_batches, run_few, spec_of, under
+from .study import finite, run_batches, spec_of, under
 from .study_evidence import along_energies
 from ..runs.quality import among_hits, factor_distances, joined, kid_to, quality_of, real_quality
 from ..runs.verdicts import is_nothing, weighted
@@ -133,5 +133,5 @@ def similarities(cells, scales, study, preset="laptop"):
         label: spec_of(c, scales[c][-1], study, preset, steps=study.long_steps, count=study.long_count)
         for label, c in asked.items()
     }
-    runs = finite(run_few, specs, study.long_count)
+    runs = finite(run_batches, specs, study.long_count)
     return pd.concat([similarity_rows(asked[label], run) for label, run in runs.items()], ignore_index=True)
