@@ -132,15 +132,9 @@ def decided(reached, column, questions):
             question=q.text,
             short=short,
             memory=q.memory,
-            verdict=d.verdict,
-            effect=d.effect.mean,
-            low=d.effect.low,
-            high=d.effect.high,
+            **d.columns,
             low90=near.low,
             high90=near.high,
-            p=d.p,
-            classifiers=d.classifiers,
-            classes=d.classes,
             predicted=agreement(q, d.verdict),
         ), differences[short].mean(2)
 

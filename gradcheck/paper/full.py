@@ -7,18 +7,16 @@ __all__ = ['WHOLE', 'runs_at', 'still_to_do', 'plan_full', 'check_full', 'known_
 
 # %% ../../nbs/5_paper/21_full.ipynb #90d0b3ca
 from collections import Counter
-from dataclasses import asdict
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ..core import UserError, pick_device
-from ..models.catalogue import classifier_card
 from .page import markdown, summary
 from .plan import duration, seconds_per_image_step
 from .saved import provenance
-from .study import FULL, PROTOCOLS, cells_of, pilot_of, pilot_scales, pilots, scales_of, spec_of
-from .study_results import study_folder, write_study
+from .study import FULL, cells_of, known_cells, pilot_of, pilot_scales, pilots, scales_of, spec_of
+from .study_results import named, study_folder, write_study
 from .study_runs import base_rates, outcomes, qualities, runs_along, similarities
 from ..runs.loose import is_computed
 from ..runs.records import machine_of
@@ -72,14 +70,8 @@ def check_full(figures, preset, seed, params):
 
 # %% ../../nbs/5_paper/21_full.ipynb #b64812ca
 def known_of(cells, study):
-    "What study.json says of a study: its sizes, its classifiers with their digests, protocols and machine."
-    names = dict.fromkeys((cell.kind, cell.replicate, cell.classifier) for cell in cells)
-    shape = spec_of(cells[0], 1.0, study).shape
-    classifiers = [
-        dict(kind=kind, replicate=k, name=name, sha256=classifier_card(name, shape)["sha256"])
-        for kind, k, name in names
-    ]
-    return dict(study=asdict(study), protocols=PROTOCOLS, classifiers=classifiers, machine=machine_of(provenance()))
+    "What study.json says of a study: what `known_cells` says, and the machine."
+    return known_cells(cells, study) | dict(machine=machine_of(provenance()))
 
 def full(out="results/study", study=FULL, preset="laptop", engine=None, report=print):
     """Run the study, from the cache where it has runs; write its numbers, claims and cells into `out`, and hold them
@@ -105,8 +97,6 @@ def against_reference(claims):
     "Which verdicts differ from those of the repository's study, as lines."
     path = study_folder() / "claims.csv"
     if not path.is_file(): return ["there is no study in the repository to compare with."]
-    reference, here = (t.assign(claim=t["claim"] + " [" + t["protocol"] + ", " + t["reader"] + "]")
-                       for t in (pd.read_csv(path), claims))
-    both = compared_claims(reference, here)
+    both = compared_claims(named(pd.read_csv(path)), named(claims))
     changed = both[both["changed"]]
     return [*claim_lines(changed), f"compared with {path.parent.name}: {len(changed)} of {len(both)} verdicts changed."]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..core import located, write_bytes, image_generators, randn
 from ..data.sportballs import SportBalls
-from ..guidance.gradients import cosine, norm
+from ..guidance.gradients import cosine, is_nothing, norm
 from ..guidance.microscope import cosine_between, low_frequency_share, masked_share
 from ..guidance.sampling import OBJECTIVES, Ancestral
 from ..models.ddpm import predict
@@ -24,7 +24,6 @@ from ..models.networks import as_it_likes
 from .plan import duration, seconds_per_image_step
 from .study import FULL, PILOT_IMAGES, cells_of, spec_of
 from .study_results import packed, study_folder, unpacked
-from ..runs.verdicts import NOTHING
 from ..runs.chunks import derived
 from ..runs.runs import models
 
@@ -99,7 +98,7 @@ def numbers(here, on, reference, masks, told):
         low=low_frequency_share(here, here.shape[-1] / 8),
         ball=masked_share(here, masks.repeat_interleave(draws, 0)),
         agreement=cosine(here, reference),
-        vanishing=(norm(here) / here[0].numel() ** 0.5 < NOTHING).float(),
+        vanishing=is_nothing(norm(here), here[0].numel()).float(),
     )
     return {name: x.nanmean().nan_to_num().item() for name, x in found.items()} | dict(told=told)
 

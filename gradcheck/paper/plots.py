@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..pictures import few_colours
 from ..runs.effects import paired_effect
-from ..runs.verdicts import is_nothing, similarity, weighted_similarity
+from ..runs.verdicts import similarity, vanished, weighted_similarity
 
 # %% ../../nbs/5_paper/09_plots.ipynb #26fa68aa
 PALETTE = {
@@ -70,7 +70,7 @@ def cosine_table(runs, name="cosine"):
             "std": std,
             "images": n,
             "energy": r.trace["energy"][1:].mean(1),
-            "nothing": is_nothing(r)[1:].float().mean(1),
+            "nothing": vanished(r)[1:].float().mean(1),
         }))
     return pd.concat(tables, ignore_index=True)
 
@@ -91,7 +91,7 @@ def means_in_words(runs):
     "A sentence for each run: its similarity, counted in both ways, and how many gradients are numerically nothing."
     for label, r in runs.items():
         alike, by_energy = np.nanmean(similarity(r)), np.nanmean(weighted_similarity(r))
-        nothing = is_nothing(r).double().mean()
+        nothing = vanished(r).double().mean()
         yield (
             f"{label}: mean similarity {alike:.3f}, by energy {by_energy:.3f}; of the gradients, {nothing:.1%} are "
             "numerically nothing."

@@ -223,7 +223,7 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
     for figure in figures:
         said = made(figure, p, folder, given, engine, again, changes)
         report(f"{figure}: {folder / figure}.png ({said})")
-    return concluded(figures, folder, setting, in_place, report)
+    return concluded(figures, folder, setting, reference_folder(get_preset(preset).name), in_place, report)
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #32e33ac2
 def without_papermill(figures, p, changes, engine, report):
@@ -235,7 +235,7 @@ def without_papermill(figures, p, changes, engine, report):
     report("papermill is not installed here, so no notebook was executed: with this cache and these weights, the "
            "same command makes the figures where it is.")
 
-def concluded(figures, folder, setting, in_place, report):
+def concluded(figures, folder, setting, reference, in_place, report):
     "Claims, page, notebooks written back and the comparison with the reference, each reported; the page's path."
     if "claims" in figures: report("\n" + claims_text(read_claims(folder / "claims.csv")))
     page = write_page(folder, report)
@@ -243,8 +243,7 @@ def concluded(figures, folder, setting, in_place, report):
     if in_place:
         write_back(figures, folder)
         report(f"notebooks: {notebook_of(figures[0]).parent}")
-    known = folder.name.removesuffix(f"-{setting.get('precision')}")
-    if not setting.keys() - {"precision"} and reference_folder(known).is_dir():
+    if not setting.keys() - {"precision"} and reference.is_dir():
         try: report(compare(folder).summary)
         except UserError as e: report(f"not compared with the reference: {e}")      # nothing that was made is lost
     return page

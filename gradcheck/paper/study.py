@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROTOCOLS', 'WAYS', 'FULL', 'PILOT_IMAGES', 'BEYOND', 'usable', 'replicates', 'ways_of', 'Study', 'Cell',
-           'cells_of', 'under', 'spec_of', 'run_batches', 'finite', 'pilot_of', 'pilots', 'pilot_scales',
+           'cells_of', 'under', 'known_cells', 'spec_of', 'run_batches', 'finite', 'pilot_of', 'pilots', 'pilot_scales',
            'energy_curves', 'scales_of']
 
 # %% ../../nbs/5_paper/17_study.ipynb #9b473030
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import product
 
 from ..core import UserError
 from ..guidance.sampling import NonFinite
 from ..models.batches import TILE
-from ..models.catalogue import open_classifier
+from ..models.catalogue import classifier_card, open_classifier
 from ..runs.loose import Loose, loose_folder
 from ..runs.runs import run_all
 from ..runs.scales import PILOTS, check_injected, interpolate_scales, three_digits
@@ -95,6 +95,17 @@ def cells_of(study, preset="laptop"):
 def under(protocol, preset):
     "A preset under a protocol, with ADAM's memory rescaled to the length of a step."
     return preset_for(preset, mode=PROTOCOLS[protocol], stabilizer="adam_rescaled")
+
+def known_cells(cells, study):
+    "What is known of a study's cells, a dict: its sizes, the protocols, and the classifiers with their digests."
+    names = dict.fromkeys((cell.kind, cell.replicate, cell.classifier) for cell in cells)
+    shape = spec_of(cells[0], 1.0, study).shape
+    classifiers = [
+        dict(kind=kind, replicate=k, name=name, sha256=classifier_card(name, shape)["sha256"])
+        for kind, k, name in names
+    ]
+    protocols = {name: PROTOCOLS[name] for name in study.protocols}
+    return dict(study=asdict(study), protocols=protocols, classifiers=classifiers)
 
 def spec_of(cell, scale, study, preset="laptop", **changes):
     "The `RunSpec` of a cell at a scale."

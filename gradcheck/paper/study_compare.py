@@ -15,7 +15,7 @@ import pandas as pd
 from ..base import read_json
 from ..core import UserError, located, project_root
 from .replicated import decide_study
-from .study_results import CELL, COLUMNS, read_study, study_folder
+from .study_results import CELL, COLUMNS, named, read_study, study_folder
 from ..runs.records import HERE
 from ..runs.verdicts import claim_lines, compared_claims
 
@@ -115,8 +115,7 @@ def common(tables, other):
 
 def claims_of(tables):
     "The claims of a study, each named with its protocol and reader."
-    claims = decide_study(**tables)[0]
-    return claims.assign(claim=claims["claim"] + " [" + claims["protocol"] + ", " + claims["reader"] + "]")
+    return named(decide_study(**tables)[0])
 
 def compare_study(results="results/study", reference=None):
     """A study in a folder against another one (by default the repository's), as a `StudyComparison`. Writes nothing.

@@ -17,7 +17,7 @@ from .settings import spec_for
 from .study import finite, run_batches, spec_of, under
 from .study_evidence import along_energies
 from ..runs.quality import among_hits, factor_distances, joined, kid_to, quality_of, real_quality
-from ..runs.verdicts import is_nothing, weighted
+from ..runs.verdicts import vanished, weighted
 
 # %% ../../nbs/5_paper/18_study_runs.ipynb #5bb61618
 def columns_of(cell):
@@ -121,7 +121,7 @@ def similarity_rows(cell, run):
         shuffled=trace["cosine_null"].nanmean(0),
         weighted=weighted(trace["cosine"], trace["energy"]),
         raw_weighted=weighted(trace["cosine_raw"], trace["energy"]),
-        nothing=is_nothing(run).float().mean(0),
+        nothing=vanished(run).float().mean(0),
         injected=run.energy,
     )
     return described(cell, len(run.samples)).assign(**{name: x.nan_to_num().numpy() for name, x in found.items()})

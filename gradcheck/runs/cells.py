@@ -118,6 +118,12 @@ class Decision:
     classes: int
     discordant: int
 
+    @property
+    def columns(self):
+        "As part of a row of a table, a dict: the effect's numbers stand in the effect's place."
+        here = vars(self) | dict(effect=self.effect.mean, low=self.effect.low, high=self.effect.high)
+        return {name: here[name] for name in ("verdict", "effect", "low", "high", *list(vars(self))[2:])}
+
 def p_of(d):
     "The p-value of paired differences (C, K, N): the larger of the test over cells and that on images."
     return max(p_over_cells(d.mean(2)), p_of_flips(d))
