@@ -138,11 +138,11 @@ LAPTOP_PRESET = Preset(
 SMOKE_PRESET = replace(
     LAPTOP_PRESET,
     name="smoke",
-    steps=8,
+    steps=5,
     count=4,
     table_count=4,
     chunk=4,
-    sweep_steps=4,
+    sweep_steps=5,
     sweep_count=4,
     energies=(6.0, 60.0),
     pictures=4,

@@ -35,7 +35,7 @@ def check_energies(energies):
             raise UserError(f"an injected energy of {energy} was asked for; give a finite number above 0.")
 
 # %% ../../nbs/4_runs/03_scales.ipynb #7295fd99
-FEW = 8
+FEW = 4                              # steps; no probe has fewer
 
 def is_small(spec):
     "Is this a run that pilots would cost more than they are worth?"
@@ -44,7 +44,7 @@ def is_small(spec):
 def probe_of(spec):
     "The probe of a setting, whatever its scale; of a small one in fewer steps, if any of them guides."
     probe = replace(spec, scale=PROBE, count=TILE)
-    fewer = replace(probe, steps=max(spec.steps // 5, 4))
+    fewer = replace(probe, steps=max(spec.steps // 5, FEW))
     return fewer if is_small(spec) and reach(fewer) else probe
 
 def probe_specs(specs):
