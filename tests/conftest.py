@@ -83,6 +83,13 @@ def of_all_workers(tmp_path_factory):
 
 
 @pytest.fixture
+def quickly_examined(monkeypatch):
+    "What is trained is examined on 64 held-out images, a start fitted to 300: else that takes longer than training."
+    monkeypatch.setattr("gradcheck.paper.train.HELD_OUT", 64)
+    monkeypatch.setattr("gradcheck.paper.train.FIT_IMAGES", 300)
+
+
+@pytest.fixture
 def global_rng_untouched():
     import random
 

@@ -186,7 +186,7 @@ def test_sample(cli, tmp_path):
     assert len((tmp_path / "cosine.csv").read_text(encoding="utf-8").splitlines()) == 6
 
 
-def test_train_then_sample_with_the_result(cli, tmp_path):
+def test_train_then_sample_with_the_result(cli, tmp_path, quickly_examined):
     code, out, _ = cli("train", "classifier", "--kind", "robust", "--preset", "smoke", "--out", tmp_path / "c")
     assert code == 0 and "sha256" in out
     card = json.loads((tmp_path / "c" / "robust.json").read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def test_train_then_sample_with_the_result(cli, tmp_path):
     assert code == 2 and "--resume" in err
 
 
-def test_train_a_denoiser(cli, tmp_path):
+def test_train_a_denoiser(cli, tmp_path, quickly_examined):
     code, _, _ = cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path)
     assert code == 0 and (tmp_path / "samples.png").is_file()
     card = json.loads((tmp_path / "ddpm.json").read_text(encoding="utf-8"))

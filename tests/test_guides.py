@@ -46,7 +46,8 @@ def make():
 SMALL = (   # pattern -> the same at the smallest size: one figure where a command makes all, few steps, few pictures
     (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_3 "),
     (r"reproduce table_1_appendix", "reproduce figure_3"),
-    (r"^(gradcheck reproduce .*)", r"\1 -p steps=3"),
+    (r"^(gradcheck reproduce .*--stabilizer.*)", r"\1 -p steps=5"),           # a probe and no pilots
+    (r"^(gradcheck reproduce (?!.*-p steps).*)", r"\1 -p steps=3"),
     (r"--preset (laptop|paper)", "--preset smoke"),
     (r"preset laptop$", "preset smoke"),
     (r"^(gradcheck (?:reproduce|train) (?!.*--preset).*)", r"\1 --preset smoke"),
@@ -100,7 +101,7 @@ def prepare(command, folder, cli):
 
 
 @pytest.mark.parametrize("command", to_run())
-def test_a_command(command, workplace, cli):
+def test_a_command(command, workplace, cli, quickly_examined):
     prepare(command, workplace, cli)
     code, out, err = cli(*shlex.split(shrunk(command))[1:])
     assert code == 0, err

@@ -2,7 +2,7 @@
 does.
 
 Papermill and its kernels are forks here (tests/forks.py); in processes of their own they run in test_guides.py, and
-below, where reproductions are interrupted and meet."""
+below, where a reproduction is interrupted."""
 
 import html
 import json
@@ -104,7 +104,7 @@ class Links(HTMLParser):
 
 def test_reproduce_writes_a_page_without_broken_links_and_uses_its_parameters(tmp_path, capsys):
     sources = {n: n.read_bytes() for n in NOTEBOOKS}
-    page = reproduce(["figure_3", "figure_4"], "smoke", tmp_path, seed=5, parameters=dict(steps=5))
+    page = reproduce(["figure_3", "figure_4"], "smoke", tmp_path, seed=5, parameters=dict(steps=6))
     out = capsys.readouterr().out
     assert "figure_3: " in out and " s)" in out
     links = Links()
@@ -113,49 +113,50 @@ def test_reproduce_writes_a_page_without_broken_links_and_uses_its_parameters(tm
     assert len(links.found) == 13 and links.found.pop(0) == "data:,"
     for link in links.found: assert link.startswith("data:image/webp;base64,") or (page.parent / link).is_file(), link
     sidecar = json.loads((page.parent / "figure_3.json").read_text(encoding="utf-8"))
-    assert all(r["seed"] == 5 and r["steps"] == 5 for r in sidecar["runs"].values())
+    assert all(r["seed"] == 5 and r["steps"] == 6 for r in sidecar["runs"].values())
     # nothing was executed in place
     assert sources == {n: n.read_bytes() for n in NOTEBOOKS}
     assert sidecar["seconds"] > 1                                                         # runs included
 
 
+def command(*args):
+    return [str(Path(sys.executable).parent / "gradcheck"), "reproduce", *map(str, args), "--preset", "smoke"]
+
+
 def start(*args, cache):
-    command = [str(Path(sys.executable).parent / "gradcheck"), "reproduce", *map(str, args), "--preset", "smoke"]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"GRADCHECK_CACHE": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    env, pipe = os.environ | {"GRADCHECK_CACHE": str(cache)}, subprocess.PIPE
+    return subprocess.Popen(command(*args), cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def start_fork(*args, cache, log):
+    env = os.environ | {"GRADCHECK_CACHE": str(cache), "FORKS": forks.Server.address()}
+    return forks.Forked(command(*args), cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def chunks_in(cache): return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in cache.rglob("*.safetensors")}
 
 
 def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path):
-    cache, args = tmp_path / "cache", ("figure_2", "--out", tmp_path / "out", "-p", "steps=12", "-p", "count=8")
+    cache, args = tmp_path / "cache", ("figure_2", "--out", tmp_path / "out", "-p", "steps=4", "-p", "count=8")
     process = start(*args, cache=cache)
     while not chunks_in(cache) and process.poll() is None: time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     finished = chunks_in(cache)
-    assert 1 <= len(finished) < 8 and not (tmp_path / "out" / "smoke-steps=12-count=8" / "index.html").exists()
+    assert 1 <= len(finished) < 8 and not (tmp_path / "out" / "smoke-steps=4-count=8" / "index.html").exists()
     out, err = (process := start(*args, cache=cache)).communicate()
     assert process.returncode == 0, err
     after = chunks_in(cache)
     # not one finished chunk was written again
     assert len(after) == 8 and finished.items() <= after.items()
-    assert (tmp_path / "out" / "smoke-steps=12-count=8" / "index.html").is_file()
+    assert (tmp_path / "out" / "smoke-steps=4-count=8" / "index.html").is_file()
 
 
 def test_two_reproductions_at_once(tmp_path):
     cache, args = tmp_path / "cache", ("figure_3", "--out", tmp_path / "out")
-    both = [start(*args, cache=cache) for _ in range(2)]
-    for process in both:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
+    with open(tmp_path / "log.txt", "w+", encoding="utf-8") as log:
+        both = [start_fork(*args, cache=cache, log=log) for _ in range(2)]
+        assert [process.wait() for process in both] == [0, 0], (tmp_path / "log.txt").read_text(encoding="utf-8")
     chunks = list(cache.rglob("*.safetensors"))
     assert len(chunks) == 2
     for path in chunks:

@@ -2,6 +2,7 @@
 size."""
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -16,8 +17,10 @@ from gradcheck.paper.page import markdown, summary
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
 from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, pilot_of, replicates, scales_of, spec_of
 from gradcheck.paper.study_evidence import along_energies, cube
+from gradcheck.paper.study_runs import base_rates
 from gradcheck.paper.study_results import CELL, packed, read_study, write_study
 from gradcheck.runs.loose import loose_folder
+from gradcheck.runs.quality import real_quality
 from gradcheck.runs.runs import chunk_path
 from gradcheck.runs.specs import PROBE
 from gradcheck.runs.verdicts import weighted
@@ -173,7 +176,12 @@ def test_the_full_study_refuses_what_it_would_not_hear(figures, preset, seed, pa
     assert check_full(("claims",), "laptop", 0, {}) is None
 
 
-def test_the_smallest_study_runs_and_resumes(tmp_path):
+def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch):
+    "Of two classes, which is all that it needs."
+    monkeypatch.setattr("gradcheck.paper.study_runs.real_quality", partial(real_quality, count=100))
+    two = lambda study, preset="laptop": [cell for cell in cells_of(study, preset) if cell.target < 2]
+    monkeypatch.setattr("gradcheck.paper.full.cells_of", two)
+    monkeypatch.setattr("gradcheck.paper.full.base_rates", lambda *of: base_rates(*of).query("target < 2"))
     said = []
     folder = full(tmp_path / "a", TINY, report=said.append)
     known = json.loads((folder / "study.json").read_text(encoding="utf-8"))

@@ -223,13 +223,10 @@ def test_plan_of_the_paper_preset_before_its_weights_are_there(miniature, cli, o
     assert not own_cache.exists() and not list(miniature.rglob("*.safetensors"))
 
 
-def test_make_paper_is_one_call_that_trains_evaluates_and_computes_the_figures(miniature, cli, monkeypatch, own_cache):
+def test_make_paper_is_one_call_that_trains_evaluates_and_computes_the_figures(miniature, cli, monkeypatch, own_cache,
+                                                                               quickly_examined):
     "Every command of `make paper`, as make expands it, on a machine without papermill."
     monkeypatch.setitem(sys.modules, "papermill", None)
-    monkeypatch.setattr("gradcheck.paper.train.FIT_IMAGES", 100)
-    monkeypatch.setattr(
-        "gradcheck.paper.train.accuracy_by_t", lambda models, *args, **kwargs: {name: {-1: 1.0} for name in models}
-    )
     lines = subprocess.run(
         ["make", "-s", "-C", str(Path(__file__).parents[2]), "paper", f"GPU_PYTHON={sys.executable}", "GRADCHECK=echo"],
         capture_output=True,
@@ -290,7 +287,7 @@ def test_a_cluster_leaves_the_same_bytes(cluster, tmp_path):
 
 @pytest.mark.xdist_group("dask")
 def test_a_worker_killed_in_mid_chunk_costs_that_chunk_only(cluster, tmp_path):
-    spec = replace(SPEC, steps=30, count=12, seed=2)
+    spec = replace(SPEC, steps=8, count=12, seed=2)
     written = {}
 
     def kill_one():
@@ -465,7 +462,7 @@ def test_what_dies_in_mid_run_is_a_sentence_and_what_is_finished_is_kept(
         engine.client.wait_for_workers(1)
         killer = threading.Thread(target=kill)
         killer.start()
-        with pytest.raises(UserError, match=sentence): run(replace(SPEC, steps=2, count=800, seed=5), 1, engine, cache)
+        with pytest.raises(UserError, match=sentence): run(replace(SPEC, steps=2, count=100, seed=5), 1, engine, cache)
         killer.join()
     assert list(cache.rglob("*.safetensors"))
 

@@ -22,12 +22,12 @@ from gradcheck.paper.plan import plan, plan_text
 from gradcheck.pictures import images_to_uint8, uint8_to_images
 from gradcheck.runs.cluster import portable
 from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
-from gradcheck.runs.scales import PILOTS, interpolate_scales, matched_scales, with_scale
+from gradcheck.runs.scales import interpolate_scales, matched_scales, with_scale
 from gradcheck.data.sportballs import CLASSES
 from gradcheck.data.classes import class_in_data, parse_target, same_classes
 from gradcheck.runs.specs import RunSpec
 
-SPEC = spec_for("laptop", "nonrobust", "both", steps=12, count=6)
+SPEC = spec_for("laptop", "nonrobust", "both", steps=4, count=6)
 
 
 def equal(a, b):
@@ -42,7 +42,7 @@ def equal(a, b):
     "variant", ["unguided", "plain", "x0_hat", "adam", "both", "stopped", "x0_hat_smooth", "recurrent"]
 )
 def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_untouched):
-    spec = spec_for("laptop", "nonrobust", variant, steps=12, count=5)
+    spec = spec_for("laptop", "nonrobust", variant, steps=6, count=5)
     whole = list(steps_of(spec, range(18)))
     split = list(steps_of(spec, range(5), micro_batch=2))
     alone = list(steps_of(spec, range(3, 4)))
@@ -73,7 +73,7 @@ def test_the_cache_is_used_and_a_larger_count_extends_a_run(tmp_path, monkeypatc
     assert computed == [range(3, 6)] and torch.equal(large.samples[:3], small.samples)
     run(SPEC, 3, cache=tmp_path)
     assert len(computed) == 1
-    assert large.trace["cosine"].shape == (12, 6) and large.samples.shape == (6, 3, 64, 64) and len(large.times) == 12
+    assert large.trace["cosine"].shape == (4, 6) and large.samples.shape == (6, 3, 64, 64) and len(large.times) == 4
 
 
 def test_kill_9_in_the_middle_then_resume(tmp_path):
@@ -81,9 +81,9 @@ def test_kill_9_in_the_middle_then_resume(tmp_path):
 import torch; torch.set_num_threads(1)
 from gradcheck.runs.runs import *
 from gradcheck.runs.specs import RunSpec
-run(RunSpec(where='x0_hat', stabilizer='adam', steps=12, count=8), 2, cache={str(tmp_path)!r})
+run(RunSpec(where='x0_hat', stabilizer='adam', steps=4, count=8), 2, cache={str(tmp_path)!r})
 """
-    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=12, count=8)
+    spec = RunSpec(where="x0_hat", stabilizer="adam", steps=4, count=8)
     process = forks.Forked([sys.executable, "-c", code])
     while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None: time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -217,7 +217,7 @@ def test_an_interval_and_recurrence_in_a_run():
         and not inside.all()
     )
     twice = run(replace(SPEC, repeats=2), 6)
-    assert twice.trace["cosine"].shape == (24, 6) and twice.times.tolist() == sorted(
+    assert twice.trace["cosine"].shape == (2 * SPEC.steps, 6) and twice.times.tolist() == sorted(
         [*run(SPEC, 6).times.tolist()] * 2, reverse=True
     )
     assert (twice.trace["energy"][:-2] > 0).all() and not torch.equal(twice.samples, run(SPEC, 6).samples)
@@ -294,8 +294,8 @@ def test_the_plan_counts_what_is_there_and_writes_nothing(own_cache):
     table = plan(["figure_1", "figure_2", "figure_5"], "smoke").set_index("figure")
     assert not own_cache.exists() and (table["cached"] == 0).all() and (table["seconds"] > 0).all()
     p = get_preset("smoke")
-    # Figure 2 needs three that Figure 1 has not made
-    assert table["runs"].tolist() == [2, 3, 1 + 8 * (len(p.energies) + len(PILOTS))]
+    # Figure 2 needs three that Figure 1 has not made; Figure 5 has a probe for each of its eight curves
+    assert table["runs"].tolist() == [2, 3, 1 + 8 * (len(p.energies) + 1)]
     assert table.loc["figure_1", "image_steps"] == 2 * p.steps * p.count
     figure_runs("figure_1", "smoke")
     again = plan(["figure_1", "figure_2"], "smoke").set_index("figure")
