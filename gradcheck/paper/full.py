@@ -16,8 +16,8 @@ from .page import markdown, summary
 from .plan import duration, seconds_per_image_step
 from .saved import provenance
 from .study import FULL, cells_of, known_cells, pilot_of, pilot_scales, pilots, scales_of, spec_of
-from .study_results import named, study_folder, write_study
-from .study_runs import base_rates, outcomes, qualities, runs_along, similarities
+from .study_results import named, study_folder, write_files, write_study
+from .study_runs import base_rates, outcomes, qualities, runs_along, scale_rows, similarities
 from ..runs.loose import is_computed
 from ..runs.records import machine_of
 from ..runs.scales import PILOTS
@@ -86,6 +86,7 @@ def full(out="results/study", study=FULL, preset="laptop", engine=None, report=p
         base=base_rates(study, preset, engine),
     )
     folder = write_study(tables, known_of(cells, study), out)
+    write_files(dict(scales=scale_rows(scales, study)), {}, {}, folder)
     claims = pd.read_csv(folder / "claims.csv")
     report(markdown(summary(claims)))
     report(f"the study's numbers: {folder}")
