@@ -40,11 +40,11 @@ def claims_at_ends(outcomes):
     return decide_study(outcomes, nothing, nothing, nothing, HERE)[0]
 
 def beside(here, study):
-    """A row per claim and reader: effect, interval and verdict `here` (outcomes of a part), on the same images of the
-    `study` (its outcomes), and on all of them."""
+    """A row per claim (in short) and reader: effect, interval and verdict `here` (outcomes of a part), on the same
+    images of the `study` (its outcomes), and on all of them."""
     same = common(dict(outcomes=study), dict(outcomes=here))["outcomes"]
     named = {"here": here, "same images": same, "the study": study[study["protocol"].isin(here["protocol"])]}
-    found = {name: claims_at_ends(table).set_index(["claim", "reader"]) for name, table in named.items()}
+    found = {name: claims_at_ends(table).set_index(["short", "reader"]) for name, table in named.items()}
     kept = {name: table[["effect", "low", "high", "verdict"]] for name, table in found.items()}
     return pd.concat(kept, axis=1)
 

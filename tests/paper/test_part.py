@@ -2,7 +2,7 @@
 from dataclasses import replace
 
 import pytest
-from test_study import RAISED, planted
+from test_study import planted
 
 from gradcheck.core import UserError
 from gradcheck.paper import part
@@ -11,6 +11,8 @@ from gradcheck.paper.study import FULL, cells_of
 from gradcheck.paper.study_results import packed, study_folder, unpacked
 from gradcheck.paper.study_runs import scale_rows
 from gradcheck.runs.specs import PROBE
+
+RAISED_BY_X0 = "x̂₀ raises it"
 
 
 def test_the_repository_knows_a_scale_of_every_cell():
@@ -42,10 +44,10 @@ def test_the_part_stands_beside_the_same_images_and_the_whole():
     study.loc[lifted, ["judge", "oracle", "whole"]] += 0.3
     of_part = study[(study["image"] < 2) & (study["replicate"] < 3) & (study["energy"] == 14)]
     table = beside(of_part, study)
-    row = table.loc[RAISED, "judge"]
+    row = table.loc[RAISED_BY_X0, "judge"]
     assert row["here"].equals(row["same images"]) and row["here"]["effect"] == pytest.approx(0.3, abs=0.05)
     assert row["the study"]["effect"] == pytest.approx(0.1, abs=0.03)
-    other = beside(of_part.assign(judge=0.5), study).loc[RAISED, "judge"]
+    other = beside(of_part.assign(judge=0.5), study).loc[RAISED_BY_X0, "judge"]
     assert other["here"]["effect"] == 0 and other["same images"]["effect"] == row["here"]["effect"]
 
 
