@@ -168,6 +168,8 @@ def test_what_is_wrong_with_a_gradient():
     lacking = " ".join(findings(KNOWN[NEVER_SAW] | dict(agreement=np.nan), known))
     for word in ("step to step", "follows the noise", "fine grain"): assert word in lacking
     assert findings(white(64, 64) | dict(signal=np.nan), known) == ["There is no gradient to speak of at any step."]
+    assert findings(KNOWN[SAW] | dict(broken=1.0, signal=np.nan), known) == ["It is NaN or infinite at all steps."]
+    assert "NaN or infinite at 25%" in " ".join(findings(KNOWN[SAW] | dict(broken=0.25), known))
     assert "nothing at 90%" in " ".join(findings(KNOWN[SAW] | dict(vanishing=0.9), known))
     assert "robust classifier" in " ".join(findings(KNOWN[SAW] | dict(agreement=0.05), known))
 
@@ -256,6 +258,7 @@ def named():
 def grain(): return Grain()
 def constant(): return Linear(0.0)
 def odd(): return Odd()
+def normed(): return torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.1), Bright())
 '''
 
 
@@ -309,7 +312,7 @@ def test_the_page_needs_nothing_else(small, tmp_path):
     assert told["answer"]["sentence"] in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
     assert "weak evidence" in page and not told["judged"]
-    assert "cannot be checked without data" in page
+    assert "of 16 x 16 pixels and 3 channels; that the classifier was trained on these cannot be checked" in page
     for part in ("use", "symptoms", "real", "pictures", "tried"): assert f'id="{part}"' in page
     assert page.count("data:image/png") == 3                                # unguided, plain, and the other
 
@@ -428,11 +431,91 @@ def test_a_budget_is_kept_before_it_is_gone():
     ("torch.nn.functional.dropout(super().forward(x), 0.5)", "at random"),
     ("super().forward(x) - super().forward(x).mean(0)", "beside others"),
     ("super().forward(x[:, :, :, :8].reshape(len(x), 3, 8, 8))", "fails on images"),
-    ("super().forward(x).abs().sqrt() * 0 + (x.mean((1, 2, 3)) * 0).sqrt()[:, None]", "not finite"),
+    ("super().forward(x).abs().sqrt() * 0 + (x.mean((1, 2, 3)) * 0).sqrt()[:, None]", "NaN or infinite"),
+    ("super().forward(x) + (x.std((1, 2, 3)) < 0.62).float()[:, None] * float('inf')", "NaN or infinity"),
+    ("super().forward(x) * torch.where((x.std((1, 2, 3)) > 0.74)[:, None], float('nan'), 1.0)", "answers pictures"),
 ])
 def test_a_classifier_that_cannot_guide_is_one_sentence(small, body, sentence):
     guide, ask = small
     with pytest.raises(UserError, match=sentence): ask(guide("odd", body))
+
+
+@pytest.mark.parametrize("body, sentence", [
+    ("super().forward(x) + 0.1 * (x + 1).clamp(min=0).sqrt().mean((1, 2, 3))[:, None]", "exactly -1"),
+    ("super().forward(x) + 0.1 * (1 - x).clamp(min=0).sqrt().mean((1, 2, 3))[:, None]", "exactly 1"),
+    ("super().forward((x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True) + x)", "one colour"),
+    ("super().forward(x) + 0.1 * (1.1 - x * x).sqrt().mean((1, 2, 3))[:, None]", "beyond"),
+])
+def test_a_gradient_that_is_nan_for_some_pictures_is_told(small, body, sentence):
+    guide, ask = small
+    told = ask(guide("odd", body), target=1)
+    note = " ".join(note for note in told["notes"] if "NaN or infinite" in note)
+    assert sentence in note
+    assert sum(word in note for word in ("exactly -1", "exactly 1", "one colour", "beyond")) == 1
+    assert note in Path(told["page"]).read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+def test_a_gradient_that_is_nan_under_noise_is_among_the_findings(small):
+    guide, ask = small
+    told = ask(guide("odd", "super().forward(x) + 0.1 * (1.1 - x * x).sqrt().mean((1, 2, 3))[:, None]"), target=1)
+    assert "NaN or infinite at" in told["findings"][0]
+    assert told["symptoms"][AS_IT_IS]["broken"] > 0
+    assert any(sentence.startswith("The plain gradient: the guidance gradient is not finite")
+               for sentence in told["left_out"])
+
+
+def test_where_each_way_fails_it_is_one_sentence(monkeypatch):
+    def fails(question, way, budget): raise UserError(f"{way} is broken")
+    monkeypatch.setattr(trials, "scale_of_one", fails)
+    question = question_of(denoiser="laptop/ddpm", classifier="laptop/nonrobust", steps=4)
+    with pytest.raises(UserError, match="each way .* .plain, both, x0_hat, adam. fails; plain: plain is broken"):
+        Trials(question, Budget(60, rate=0.01), 1.0).all()
+
+
+def test_how_a_classifier_came_is_told(small):
+    guide, ask = small
+    told = ask(guide("bright", "torch.nn.functional.relu(super().forward(x))").replace("bright", "normed"), target=1)
+    assert any("came in training mode" in note for note in told["notes"])
+    assert any("were its weights loaded?" in note for note in told["notes"])
+
+
+def test_a_judge_that_answers_with_nan_is_one_sentence(small):
+    guide, ask = small
+    levels = "(x * 127.5 + 127.5)"                                          # whole numbers, of pictures of 8 bits
+    whole = f"torch.isclose({levels}.round(), {levels}, atol=1e-3).all()"
+    blind = f"super().forward(x) + torch.where({whole}, float('nan'), 0.0)"
+    with pytest.raises(UserError, match="answers pictures that the denoiser makes"):
+        ask(guide("bright"), target=1, judge=guide("odd", blind))
+
+
+def denoiser_that_says(folder, bias, prediction, weight=0.0):
+    "A pipeline whose U-Net answers everything with a constant, or with a sum of so large a weight."
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DModel.from_pretrained(folder / "pipeline" / "unet")
+    torch.nn.init.constant_(unet.conv_out.weight, weight)
+    torch.nn.init.constant_(unet.conv_out.bias, bias)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, prediction_type=prediction, clip_sample=False)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder / "other", safe_serialization=True)
+    return str(folder / "other")
+
+
+def test_a_denoiser_that_says_nan_is_one_sentence(small, tmp_path):
+    guide, _ = small
+    with pytest.raises(UserError, match="denoiser .* returns NaN or infinity at t = 49"):
+        diagnose(denoiser_that_says(tmp_path, 0.0, "epsilon", 3e38), guide("bright"), steps=10, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_denoiser_of_bright_pictures_only_is_told(small, tmp_path, data):
+    guide, _ = small
+    paint(tmp_path / "PICTURES")
+    asked = dict(steps=10, count=4, out=tmp_path / "out", minutes=60, report=lambda sentence: None)
+    denoiser = denoiser_that_says(tmp_path, 0.5, "sample")
+    if not data:
+        assert any("have no value below 0; if" in note for note in diagnose(denoiser, guide("named"), **asked)["notes"])
+        return
+    with pytest.raises(UserError, match="have no value below 0, of the data's .* are; if it was trained on .0, 1."):
+        diagnose(denoiser, guide("named"), data=str(tmp_path / "PICTURES"), **asked)
 
 
 @pytest.mark.parametrize("options, sentence", [
@@ -473,7 +556,28 @@ def test_images_in_the_other_range_are_found_out(monkeypatch):
 # the bundled models
 
 
-@pytest.mark.slow
+def test_what_is_known_is_of_these_weights_and_comes_out_again():
+    from gradcheck.app import known
+    kept = json.loads((symptoms.PLACE / "known.json").read_text(encoding="utf-8"))
+    digests = kept["made_of"]["digests"]
+    assert digests == {name: known.denoiser_card(name)["sha256"] if name == "laptop/ddpm"
+                       else known.classifier_card(name, (3, 64, 64))["sha256"] for name in digests}
+    assert {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.keys() == {row["lens"] for row in kept["rows"]}
+    again = known.looked_at(known.pictures(), some=(12,)).set_index("lens")         # a step of twenty
+    then = symptoms.known_by_step().query(f"t == {again['t'].iloc[0]}").set_index("lens")
+    for measure in symptoms.MEASURES.keys() - {"steady"}:                            # which takes two of them
+        assert again[measure].to_dict() == pytest.approx(then[measure].to_dict(), abs=0.02), measure
+
+
+def test_white_noise_has_what_white_noise_has():
+    g = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    row = symptoms.row_of(g, other, torch.zeros_like(g), other, repeats=2)
+    for measure, value in white(16, 16).items():
+        if measure != "saturated": assert row[measure] == pytest.approx(value, abs=0.01), measure
+
+
+@pytest.mark.slow                                                # unguided pictures, and all twenty steps
 def test_what_is_known_of_the_bundled_classifiers_is_what_they_have():
     from gradcheck.pictures import uint8_to_images
     for label, name in {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.items():
