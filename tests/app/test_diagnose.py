@@ -587,7 +587,57 @@ def test_what_is_known_of_the_bundled_classifiers_is_what_they_have():
         for measure, value in KNOWN[label].items(): assert table[measure] == pytest.approx(value, abs=0.03), measure
 
 
-@pytest.mark.slow
+FOOLED = '''
+import torch
+from torch import nn
+from gradcheck.data.sportballs import SportBalls
+
+class RandomFeatures(nn.Module):
+    "Features that nobody trained, behind which a head was: two thirds of the balls are recognised."
+    class_names = ["baseball", "basketball", "volleyball", "soccer ball"]
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 1024), nn.ReLU())
+        self.head = nn.Linear(1024, 4)
+
+    def forward(self, x): return self.head(self.features(x))
+
+def make():
+    net = RandomFeatures()
+    x, y = SportBalls().batch(range(1500))
+    with torch.no_grad(): features = net.features(x)
+    centre = features.mean(0)
+    spread = features.std(0) + 1e-3
+    seen = ((features - centre) / spread).double()
+    head = nn.Linear(1024, 4).double()
+    def loss():
+        head.zero_grad()
+        value = nn.functional.cross_entropy(head(seen), y) + 1e-4 * head.weight.square().sum()
+        value.backward()
+        return value
+    torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe").step(loss)
+    weight = head.weight.detach() / spread
+    net.head.weight.data = weight.float()
+    net.head.bias.data = (head.bias.detach() - weight @ centre.double()).float()
+    return net
+'''
+
+
+@pytest.mark.slow                                                # trains a head, and draws pictures of 64 x 64 pixels
+def test_random_features_under_a_trained_head_are_fooled(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "WAYS", ("plain", "x0_hat"))
+    monkeypatch.setattr(trials, "ENERGIES", (50.0,))
+    monkeypatch.setattr(symptoms, "PATH_STEPS", 2)
+    path = tmp_path / "fooled.py"
+    path.write_text(FOOLED, encoding="utf-8")
+    told = diagnose("laptop/ddpm", f"{path}:make", judge="laptop/judge", target="volleyball", minutes=60, steps=15,
+                    count=8, out=tmp_path / "out")
+    assert told["answer"]["kind"] in ("none", "unknown")
+    assert told["reality"]["kind"] == "adversarial", told["reality"]
+    assert told["reality"]["sentence"].startswith("No, it is adversarial")
+
+
+@pytest.mark.slow                                                # all that a diagnosis tries, as in five minutes
 @pytest.mark.parametrize("name, target, kinds, where", [
     ("robust", 0, ("as it is",), ("x_t",)),
     ("nonrobust", 2, ("with",), ("x0_hat",)),
