@@ -186,7 +186,7 @@ def export(
     from gradcheck.models.catalogue import denoiser_card
     from gradcheck.models.checkpoints import load_denoiser
     from gradcheck.models.ddpm import DDPM
-    from gradcheck.models.interop import save_pipeline
+    from gradcheck.models.exports import save_pipeline
     unet = load_denoiser(denoiser)
     make_folder(out)
     save_pipeline(unet, DDPM(**denoiser_card(denoiser).get("diffusion", {})), out)
