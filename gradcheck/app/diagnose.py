@@ -21,7 +21,7 @@ from .symptoms import symptoms_path, white
 from .trials import IMAGES, Budget, Trials, check_answers, every_spec, final_specs
 from .trials import length_of, question_of, rows_of, seconds_per_step
 from ..core import UserError, make_folder
-from ..models.catalogue import open_classifier
+from ..models.catalogue import denoiser_card, open_classifier
 from ..paper.settings import check_classes
 from ..pictures import uint8_to_images
 from ..runs.loose import is_computed
@@ -67,7 +67,8 @@ def notes_on(question, base):
     judges = filter(None, [question.preset.classifiers[question.role], question.preset.judge])
     came = [note for name in dict.fromkeys(judges) for note in getattr(open_classifier(name), "notes", ())]
     bright = [BRIGHT.format("The denoiser's", "")] if base.samples.min() > DARK else []
-    return came + odd_spots(question) + bright + ([] if question.preset.data else [unchecked(question)])
+    read = denoiser_card(question.preset.denoiser).get("notes", [])
+    return read + came + odd_spots(question) + bright + ([] if question.preset.data else [unchecked(question)])
 
 def check_base(question, base):
     "`UserError` where pictures without guidance are never dark and the data are, or are answered with NaN."
