@@ -17,6 +17,7 @@ from gradcheck.app import symptoms, trials
 from gradcheck.app.advice import answer, best_energy, finalists, findings, made_up, reality, recognises_until
 from gradcheck.app.advice import sees_noise, success, summary
 from gradcheck.app.diagnose import diagnose, kept_back
+from gradcheck.app.report import loop_for
 from gradcheck.app.symptoms import AS_IT_IS, KNOWN, NEVER_SAW, SAW, white
 from gradcheck.app.trials import Budget, Trials, question_of, settings_to_try, views_of
 from gradcheck.core import UserError, seeded
@@ -303,6 +304,38 @@ def test_a_classifier_that_can_guide_is_told_and_what_is_advised_runs(small, tmp
     assert found["images"].shape == (4, 3, 16, 16)
     assert found["images"].isfinite().all()
     assert found["images"].mean() > 0                                       # brighter than without guidance
+
+
+def other_pipeline(folder, unet=(), scheduler=(), label=None):
+    "The pipeline of `own_models` with other fields of its U-Net and its scheduler; its name."
+    diffusers = pytest.importorskip("diffusers")
+    config = dict(diffusers.UNet2DModel.load_config(folder / "pipeline" / "unet")) | dict(unet)
+    made = diffusers.UNet2DModel.from_config(config), diffusers.DDPMScheduler(50, **dict(scheduler))
+    diffusers.DDPMPipeline(*made).save_pretrained(folder / "other", safe_serialization=True)
+    if label is not None:
+        (folder / "other" / "gradcheck.json").write_text(json.dumps(dict(class_label=label)), encoding="utf-8")
+    return str(folder / "other")
+
+
+def test_the_loop_draws_the_class_of_a_class_conditional_denoiser(small, tmp_path):
+    guide, _ = small
+    denoiser = other_pipeline(tmp_path, dict(num_class_embeds=3), label=2)
+    spec = question_of(denoiser=denoiser, classifier=guide("bright"), steps=5, count=4).spec("plain", scale=1.0)
+    assert "torch.full((4,), 2)" in loop_for(spec)
+    found = {}
+    exec(compile(loop_for(spec), "loop", "exec"), found)
+    assert found["images"].shape == (4, 3, 16, 16)
+
+
+def test_of_a_learned_variance_it_is_said_that_it_is_not_used(small, tmp_path, cli):
+    guide, _ = small
+    denoiser = other_pipeline(tmp_path, dict(out_channels=6), dict(variance_type="learned_range"))
+    spec = question_of(denoiser=denoiser, classifier=guide("bright"), steps=5, count=4).spec("plain", scale=1.0)
+    assert loop_for(spec) == ""
+    code, out, err = cli("sample", "--denoiser", denoiser, "--classifier", guide("bright"), "--steps", "2",
+                         "--count", "2", "--out", tmp_path / "sampled")
+    assert code == 0, err
+    assert "learned variance is not used" in out
 
 
 def test_the_page_needs_nothing_else(small, tmp_path):
