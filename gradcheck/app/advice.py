@@ -188,5 +188,5 @@ def sees_noise(accuracy, classes, T):
     until = recognises_until(accuracy, classes)
     if until is None: return "It does not recognise the data, not even clean."
     if until < T / 8: return f"It recognises clean pictures only: beyond t = {max(until, 0)} of {T} it guesses."
-    if until < T / 2: return f"It has seen noise up to about t = {until} of {T}; beyond, it guesses."
+    if until < T / 2: return f"It is as if it had seen noise up to about t = {until} of {T}; beyond, it guesses."
     return f"It recognises pictures under noise up to t = {until} of {T}."
