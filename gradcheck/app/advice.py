@@ -151,6 +151,7 @@ READS = {   # measure -> what a low value means
 FADED = 0.5                          # share of steps without a gradient
 CLIPPED = 0.8                        # share of x0-hat
 
+# %% ../../nbs/6_app/09_advice.ipynb #9a3ce420
 def findings(row, known):
     """Sentences on a row of symptoms (a dict); `known` are those of the classifier that saw noise and of the one that
     never did, [saw, never]."""

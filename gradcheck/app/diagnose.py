@@ -70,6 +70,7 @@ def notes_on(question, base):
     read = denoiser_card(question.preset.denoiser).get("notes", [])
     return read + came + odd_spots(question) + bright + ([] if question.preset.data else [unchecked(question)])
 
+# %% ../../nbs/6_app/11_diagnose.ipynb #d70c246b
 def check_base(question, base):
     "`UserError` where pictures without guidance are never dark and the data are, or are answered with NaN."
     check_answers(base)
