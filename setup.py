@@ -29,7 +29,7 @@ setup(
     package_data={
         "gradcheck": ["weights/*/*.safetensors", "weights/*/*.json"],
         "gradcheck.paper": ["*.j2", "*.css", "*.js"],
-        "gradcheck.app": ["*.j2", "*.css", "*.js"],
+        "gradcheck.app": ["*.j2", "*.css", "*.js", "known.*"],
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=requirements("requirements"),

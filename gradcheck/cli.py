@@ -16,7 +16,7 @@ from typing import List, Optional
 import typer
 
 from .base import UserError, choose, make_folder
-from .commands import Stopped, app, engine_for, unforeseen, write_json
+from .commands import Stopped, app, engine_for, say_notes, unforeseen, write_json
 from .diagnosing import diagnose
 from .options import Checkpointing, Denoiser, Device, Memory, Precision, check_given
 from .measures import evaluate
@@ -105,6 +105,7 @@ def prepared(figures, preset, seed, params):
     params = with_index(params, preset)
     _, p, _ = checked(figures, preset, seed, params)
     if params.get("data"): check_classes(p)
+    if params.get("denoiser"): say_notes(p.denoiser)
     return params
 
 def plan_of(figures, preset, seed, params, device):
@@ -200,15 +201,18 @@ def bench(
     images: int = typer.Option(64, min=1, max=1024),
     threads: int = typer.Option(2, min=1, max=256),
     repeats: int = typer.Option(9, min=1, max=300),
+    sizes: bool = typer.Option(False, "--sizes", help="instead: seconds of a step by the size of the denoiser"),
     out: Path = Path("results/bench.json"),
 ):
     "Measure what guidance costs, as ratios to the bare step in one run; a table, and JSON in OUT."
-    from gradcheck.app.benchmark import benchmark, benchmark_lines
+    from gradcheck.app.benchmark import benchmark, benchmark_lines, use_threads
+    from gradcheck.app.sizes import size_lines, time_sizes
     if out.is_dir(): raise UserError(f"{str(out)!r} is a folder; give the name of a file, such as bench.json.")
     make_folder(out.parent)
-    result = benchmark(preset, images, threads, repeats)
+    with use_threads(threads):
+        result = time_sizes(min(repeats, 3)) if sizes else benchmark(preset, images, threads, repeats)
     write_json(out, result)
-    for line in benchmark_lines(result): typer.echo(line)
+    for line in (size_lines if sizes else benchmark_lines)(result): typer.echo(line)
 
 # %% ../nbs/98_cli.ipynb #8f93aac7
 # click's, or the copy that typer carries

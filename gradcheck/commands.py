@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNKS', 'FIGURES_KEPT', 'KEPT', 'app', 'WRITTEN_ANEW', 'Stopped', 'Commands', 'engine_for', 'write_text',
-           'write_json', 'in_print', 'bundled', 'setting_for', 'save_curve', 'save_sample', 'sample', 'copy_start',
-           'export', 'compare', 'info', 'unforeseen']
+           'write_json', 'in_print', 'bundled', 'setting_for', 'say_notes', 'save_curve', 'save_sample', 'sample',
+           'copy_start', 'export', 'compare', 'info', 'unforeseen']
 
 # %% ../nbs/97_commands.ipynb #1f9193f0
 import errno
@@ -88,6 +88,11 @@ def setting_for(denoiser, classifier, judge, **fields):
     return spec_for(p, list(p.classifiers)[-1], "plain", classifier=classifier, judge=judge, **fields)
 
 # %% ../nbs/97_commands.ipynb #2726c584
+def say_notes(denoiser):
+    "Say what a person should know of how a denoiser is read."
+    from gradcheck.models.catalogue import denoiser_card
+    for note in denoiser_card(denoiser).get("notes", ()): typer.echo(note)
+
 def save_curve(result, label, title, out):
     "The cosines of a run as cosine.csv and, where there are any, as cosine.png; a sentence if there are none."
     from gradcheck.paper.plots import cosine_table, figure_bytes, plot_cosines
@@ -160,6 +165,7 @@ def sample(
     how = ("out", "device", "memory", "checkpointing", "fill")
     spec = setting_for(**{name: value for name, value in ctx.params.items() if name not in how})
     make_folder(out)
+    say_notes(spec.denoiser)
     with engine_for(device, memory, checkpointing) as engine:
         result = run(spec, label="sample", **dict(engine=engine) if fill else as_they_come(spec, engine.machine))
     typer.echo(f"{out / 'grid.png'}: {save_sample(result, out)}")
@@ -186,7 +192,7 @@ def export(
     from gradcheck.models.catalogue import denoiser_card
     from gradcheck.models.checkpoints import load_denoiser
     from gradcheck.models.ddpm import DDPM
-    from gradcheck.models.interop import save_pipeline
+    from gradcheck.models.exports import save_pipeline
     unet = load_denoiser(denoiser)
     make_folder(out)
     save_pipeline(unet, DDPM(**denoiser_card(denoiser).get("diffusion", {})), out)

@@ -92,7 +92,7 @@ def at_once(monkeypatch, tmp_path):
     monkeypatch.setattr("gradcheck.models.training.Trainer.run", trained)
     monkeypatch.setattr("gradcheck.paper.train.seconds_per_step", lambda *args: 1.0)
     monkeypatch.setattr("gradcheck.runs.evaluation.accuracy_by_t", lambda *args, **kwargs: pd.DataFrame({"a": [1.0]}))
-    monkeypatch.setattr("gradcheck.models.interop.save_pipeline", lambda *args: None)
+    monkeypatch.setattr("gradcheck.models.exports.save_pipeline", lambda *args: None)
     monkeypatch.setattr("gradcheck.app.benchmark.benchmark", measured)
     monkeypatch.setattr("gradcheck.app.diagnose.budget_for", budgeted)
     monkeypatch.setattr("gradcheck.paper.plots.figure_bytes", lambda figure, suffix: b"")

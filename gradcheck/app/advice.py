@@ -43,7 +43,7 @@ def finalists(table):
     others = [row for way, row in best.items() if way != "plain"]
     top = max((row["success"] for row in others), default=0.0)
     even = sorted((row for row in others if row["success"] >= top - EVEN / 2), key=lambda row: price(row["way"]))
-    return [best["plain"]] * ("plain" in best) + even[:1]
+    return [best[way] for way in ("plain",) if way in best] + even[:1]
 
 # %% ../../nbs/6_app/09_advice.ipynb #1e7efa5b
 def made_up(**means):
@@ -89,7 +89,7 @@ def answer(final, length, judged=True, flat=()):
     noise; `flat` are the ways whose gradient is zero at every step, `judged` whether a judge spoke."""
     if flat and set(final["way"]) <= {"unguided"}:
         return Answer("none", "", "Not at any setting tried: its gradient is zero at every step.",
-                      "The classifier's answer does not depend on the picture.", {})
+                      "Its answer does not depend on the picture, or it is so sure that no gradient is left.", {})
     if "unguided" not in set(final["way"]): return unknown("there are no pictures without guidance.", "", {})
     base, scored, gains = gains_of(final, length)
     if not gains: return unknown("nothing could be tried.", "", gains)
@@ -151,10 +151,12 @@ READS = {   # measure -> what a low value means
 FADED = 0.5                          # share of steps without a gradient
 CLIPPED = 0.8                        # share of x0-hat
 
+# %% ../../nbs/6_app/09_advice.ipynb #9a3ce420
 def findings(row, known):
     """Sentences on a row of symptoms (a dict); `known` are those of the classifier that saw noise and of the one that
     never did, [saw, never]."""
     saw, never = known
+    if row["broken"] == 1: return ["It is NaN or infinite at all steps."]
     if not np.isfinite(row["signal"]): return ["There is no gradient to speak of at any step."]
     low = [
         f"{text}: {row[name]:.2f}, nearer to the bundled classifier that never saw noise ({never[name]:.2f}) than to "
@@ -162,6 +164,8 @@ def findings(row, known):
         for name, text in READS.items() if row[name] < (saw[name] + never[name]) / 2
     ]
     more = {
+        f"It is NaN or infinite at {row['broken']:.0%} of the steps, and guidance cannot go on there.":
+            row["broken"] > 0,
         f"It is nothing at {row['vanishing']:.0%} of the steps, where the classifier is sure already.":
             row["vanishing"] > FADED,
         f"{row['saturated']:.0%} of x̂₀ is clipped; no gradient flows through that at x̂₀.":
@@ -185,5 +189,5 @@ def sees_noise(accuracy, classes, T):
     until = recognises_until(accuracy, classes)
     if until is None: return "It does not recognise the data, not even clean."
     if until < T / 8: return f"It recognises clean pictures only: beyond t = {max(until, 0)} of {T} it guesses."
-    if until < T / 2: return f"It has seen noise up to about t = {until} of {T}; beyond, it guesses."
+    if until < T / 2: return f"It is as if it had seen noise up to about t = {until} of {T}; beyond, it guesses."
     return f"It recognises pictures under noise up to t = {until} of {T}."

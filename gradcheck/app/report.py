@@ -18,6 +18,7 @@ from .advice import named
 from .trajectories import spec_code
 from ..base import located, write_bytes
 from ..core import UserError
+from ..models.catalogue import denoiser_card
 from ..paper.variants import cost
 from ..pictures import image_grid, png
 from ..runs.effects import paired_effect
@@ -32,9 +33,12 @@ def code_for(spec):
     return CODE.get_template("advice.py.j2").render(spec=spec_code(spec))
 
 def loop_for(spec):
-    "The same as a loop over diffusers' pipeline; \"\" where the denoiser is none."
+    "The same as a loop over diffusers' pipeline; \"\" where the denoiser is none, or steps by a variance it learned."
     if not located(spec.denoiser).is_dir(): return ""
-    return CODE.get_template("advice_loop.py.j2").render(spec=spec, T=spec.diffusion.T)
+    card = denoiser_card(spec.denoiser)
+    if card["notes"]: return ""
+    label = card.get("class_label")
+    return CODE.get_template("advice_loop.py.j2").render(spec=spec, T=spec.diffusion.T, label=label)
 
 def command_for(spec):
     "The command that samples a setting, with the start that the denoiser has."

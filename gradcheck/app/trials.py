@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'STEPS', 'TRIED', 'WAYS', 'ENERGIES', 'NO_TIME', 'Question', 'question_of', 'run_one', 'seconds_per_step',
-           'Budget', 'views_of', 'by_views', 'rows_of', 'length_of', 'settings_to_try', 'scale_of_one', 'final_specs',
-           'every_spec', 'Probed', 'Trials']
+           'Budget', 'views_of', 'by_views', 'check_answers', 'rows_of', 'length_of', 'settings_to_try', 'scale_of_one',
+           'final_specs', 'every_spec', 'Probed', 'Trials']
 
 # %% ../../nbs/6_app/07_trials.ipynb #368d543c
 import time
@@ -77,10 +77,14 @@ def run_one(question, spec, label):
 
 # %% ../../nbs/6_app/07_trials.ipynb #7af66306
 def seconds_per_step(question, steps=2):
-    "Seconds of an unguided step of one image among `IMAGES`, after one step to warm up."
+    """Seconds of an unguided step of one image among `IMAGES`, after one step to warm up; `UserError` for a denoiser
+    that answers that one with NaN."""
     spec = question.spec("unguided", count=IMAGES)
     stream = steps_of(spec, range(IMAGES), pick_device(question.machine.device), micro_batch=None)
-    next(stream)
+    first = next(stream)
+    if not first.x0_raw.isfinite().all():
+        raise UserError(f"the denoiser {spec.denoiser!r} returns NaN or infinity at t = {first.t}; check its weights, "
+                        "or fetch them again.")
     started = time.perf_counter()
     for _ in range(min(steps, spec.steps - 1)): next(stream)
     return (time.perf_counter() - started) / min(steps, spec.steps - 1) / IMAGES
@@ -133,8 +137,16 @@ def by_views(question, result):
     return torch.stack([class_probabilities(guide(x.contiguous()))[:, question.target] for x in views]).mean(0).cpu()
 
 # %% ../../nbs/6_app/07_trials.ipynb #1753acb6
+def check_answers(result):
+    "`UserError` where the guide or the judge of a run says NaN or infinity about its pictures."
+    for name, answers in ((result.spec.classifier, result.guide), (result.spec.judge, result.judge)):
+        if answers.isfinite().all(): continue
+        raise UserError(f"the classifier {name!r} answers pictures that the denoiser makes with NaN or infinity; let "
+                        "its logits be finite for every picture in [-1, 1].")
+
 def rows_of(question, result, way, energy):
     "A row per image of a run: what was injected, and the target's probability by `guide` and by `judge`."
+    check_answers(result)
     target = question.target
     judge = result.judge[:, target] if question.judged else by_views(question, result)
     return pd.DataFrame(dict(
@@ -230,5 +242,7 @@ class Trials(Probed):
         "Everything that there is time for; `UserError` where every way that was tried fails."
         for energy, way in tqdm(settings_to_try(self.question), desc="settings", unit="setting"):
             if not self.hopeless(way) and energy <= self.most.get(way, energy): self.one(energy, way)
-        if self.failed and len(self.failed) == len(self.scales | self.failed): raise next(iter(self.failed.values()))
+        if self.failed and len(self.failed) == len(self.scales | self.failed):
+            way, error = next(iter(self.failed.items()))
+            raise UserError(f"each way to guide that was tried ({', '.join(self.failed)}) fails; {way}: {error}")
         return self

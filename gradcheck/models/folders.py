@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HUB', 'WANTED', 'OTHERS', 'PIPELINES', 'DECODERS', 'READERS', 'STEM', 'SINGLE', 'INDEX', 'PICKLES', 'OLD', 'NEW',
-           'FLOATS', 'WIDTH', 'DOWN', 'UP', 'UNET', 'CONDITIONS', 'SCHEDULER', 'OLDER', 'UNREAD', 'refuse_hub_id',
-           'component', 'read_part', 'refuse_other_pipelines', 'refuse_without_weights', 'weight_files',
-           'shards_of_index', 'modern', 'is_pointer', 'shapes_of', 'digest_of', 'as_meant', 'completed']
+           'FLOATS', 'WIDTH', 'DOWN', 'UP', 'UNET', 'CONDITIONS', 'LEARNED', 'SCHEDULER', 'OLDER', 'UNREAD',
+           'refuse_hub_id', 'component', 'read_part', 'refuse_other_pipelines', 'refuse_without_weights',
+           'weight_files', 'shards_of_index', 'modern', 'is_pointer', 'shapes_of', 'digest_of', 'as_meant', 'completed']
 
 # %% ../../nbs/2_models/10_folders.ipynb #e91a8ffd
 import hashlib
@@ -194,13 +194,14 @@ UNET = {   # field -> (kind, value where the file does not say)
     "resnet_time_scale_shift": (either("default", "scale_shift"), "default"),
     "add_attention": (FLAG, True),
     "class_embed_type": (NOTHING, None),
-    "num_class_embeds": (NOTHING, None),
+    "num_class_embeds": (any_of(whole(1, 100_000), NOTHING), None),
     "num_train_timesteps": (any_of(whole(1, 100_000), NOTHING), None),
 }
-CONDITIONS = dict.fromkeys(("class_embed_type", "num_class_embeds", "class_embeddings_concat", "cross_attention_dim",
-                            "encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"), NOTHING)
+CONDITIONS = dict.fromkeys(("class_embed_type", "class_embeddings_concat", "cross_attention_dim", "encoder_hid_dim",
+                            "encoder_hid_dim_type", "addition_embed_type"), NOTHING)
 
 # %% ../../nbs/2_models/10_folders.ipynb #daacfa1b
+LEARNED = ("learned", "learned_range")
 SCHEDULER = {   # field -> (kind, value where the file does not say)
     "_class_name": (either("DDPMScheduler", "DDIMScheduler"), None),
     "num_train_timesteps": (whole(1, 100_000), 1000),
@@ -208,7 +209,7 @@ SCHEDULER = {   # field -> (kind, value where the file does not say)
     "beta_end": (real(1e-9, 0.999), 0.02),
     "beta_schedule": (either("linear", "scaled_linear", "squaredcos_cap_v2"), "linear"),
     "trained_betas": (NOTHING, None),
-    "variance_type": (either("fixed_small", "fixed_small_log", "fixed_large", None), "fixed_small"),
+    "variance_type": (either("fixed_small", "fixed_small_log", "fixed_large", *LEARNED, None), "fixed_small"),
     "clip_sample": (FLAG, True),
     "clip_sample_range": (real(1e-6, 1e6), 1.0),
     "prediction_type": (either("epsilon", "sample", "v_prediction"), "epsilon"),

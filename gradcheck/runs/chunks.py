@@ -60,9 +60,10 @@ def picture_of(spec, x):
     "The uint8 images of final states `x` (N, C, H, W); `NonFinite` if one is not finite."
     bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
+        todo = "lower the scale or check the denoiser" if spec.scale else "check the denoiser"
         raise NonFinite(
             f"image {bad[0]} of a chunk is not finite after {spec.steps} steps (denoiser {spec.denoiser!r}, scale "
-            f"{spec.scale:g}); lower the scale or check the denoiser."
+            f"{spec.scale:g}); {todo}."
         )
     return images_to_uint8(x)
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..guidance.sampling import OBJECTIVES, Ancestral, gradient_of
 from ..models.catalogue import open_denoiser
 from ..models.ddpm import predict
-from ..models.interop import save_pipeline
+from ..models.exports import save_pipeline
 from ..models.networks import autocast
 from .runs import models
 

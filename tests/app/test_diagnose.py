@@ -17,6 +17,7 @@ from gradcheck.app import symptoms, trials
 from gradcheck.app.advice import answer, best_energy, finalists, findings, made_up, reality, recognises_until
 from gradcheck.app.advice import sees_noise, success, summary
 from gradcheck.app.diagnose import diagnose, kept_back
+from gradcheck.app.report import loop_for
 from gradcheck.app.symptoms import AS_IT_IS, KNOWN, NEVER_SAW, SAW, white
 from gradcheck.app.trials import Budget, Trials, question_of, settings_to_try, views_of
 from gradcheck.core import UserError, seeded
@@ -168,6 +169,8 @@ def test_what_is_wrong_with_a_gradient():
     lacking = " ".join(findings(KNOWN[NEVER_SAW] | dict(agreement=np.nan), known))
     for word in ("step to step", "follows the noise", "fine grain"): assert word in lacking
     assert findings(white(64, 64) | dict(signal=np.nan), known) == ["There is no gradient to speak of at any step."]
+    assert findings(KNOWN[SAW] | dict(broken=1.0, signal=np.nan), known) == ["It is NaN or infinite at all steps."]
+    assert "NaN or infinite at 25%" in " ".join(findings(KNOWN[SAW] | dict(broken=0.25), known))
     assert "nothing at 90%" in " ".join(findings(KNOWN[SAW] | dict(vanishing=0.9), known))
     assert "robust classifier" in " ".join(findings(KNOWN[SAW] | dict(agreement=0.05), known))
 
@@ -256,6 +259,7 @@ def named():
 def grain(): return Grain()
 def constant(): return Linear(0.0)
 def odd(): return Odd()
+def normed(): return torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.1), Bright())
 '''
 
 
@@ -302,6 +306,38 @@ def test_a_classifier_that_can_guide_is_told_and_what_is_advised_runs(small, tmp
     assert found["images"].mean() > 0                                       # brighter than without guidance
 
 
+def other_pipeline(folder, unet=(), scheduler=(), label=None):
+    "The pipeline of `own_models` with other fields of its U-Net and its scheduler; its name."
+    diffusers = pytest.importorskip("diffusers")
+    config = dict(diffusers.UNet2DModel.load_config(folder / "pipeline" / "unet")) | dict(unet)
+    made = diffusers.UNet2DModel.from_config(config), diffusers.DDPMScheduler(50, **dict(scheduler))
+    diffusers.DDPMPipeline(*made).save_pretrained(folder / "other", safe_serialization=True)
+    if label is not None:
+        (folder / "other" / "gradcheck.json").write_text(json.dumps(dict(class_label=label)), encoding="utf-8")
+    return str(folder / "other")
+
+
+def test_the_loop_draws_the_class_of_a_class_conditional_denoiser(small, tmp_path):
+    guide, _ = small
+    denoiser = other_pipeline(tmp_path, dict(num_class_embeds=3), label=2)
+    spec = question_of(denoiser=denoiser, classifier=guide("bright"), steps=5, count=4).spec("plain", scale=1.0)
+    assert "torch.full((4,), 2)" in loop_for(spec)
+    found = {}
+    exec(compile(loop_for(spec), "loop", "exec"), found)
+    assert found["images"].shape == (4, 3, 16, 16)
+
+
+def test_of_a_learned_variance_it_is_said_that_it_is_not_used(small, tmp_path, cli):
+    guide, _ = small
+    denoiser = other_pipeline(tmp_path, dict(out_channels=6), dict(variance_type="learned_range"))
+    spec = question_of(denoiser=denoiser, classifier=guide("bright"), steps=5, count=4).spec("plain", scale=1.0)
+    assert loop_for(spec) == ""
+    code, out, err = cli("sample", "--denoiser", denoiser, "--classifier", guide("bright"), "--steps", "2",
+                         "--count", "2", "--out", tmp_path / "sampled")
+    assert code == 0, err
+    assert "learned variance is not used" in out
+
+
 def test_the_page_needs_nothing_else(small, tmp_path):
     guide, ask = small
     told = ask(guide("bright"), target=1)
@@ -309,7 +345,7 @@ def test_the_page_needs_nothing_else(small, tmp_path):
     assert told["answer"]["sentence"] in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
     assert "weak evidence" in page and not told["judged"]
-    assert "cannot be checked without data" in page
+    assert "of 16 x 16 pixels and 3 channels; that the classifier was trained on these cannot be checked" in page
     for part in ("use", "symptoms", "real", "pictures", "tried"): assert f'id="{part}"' in page
     assert page.count("data:image/png") == 3                                # unguided, plain, and the other
 
@@ -428,11 +464,91 @@ def test_a_budget_is_kept_before_it_is_gone():
     ("torch.nn.functional.dropout(super().forward(x), 0.5)", "at random"),
     ("super().forward(x) - super().forward(x).mean(0)", "beside others"),
     ("super().forward(x[:, :, :, :8].reshape(len(x), 3, 8, 8))", "fails on images"),
-    ("super().forward(x).abs().sqrt() * 0 + (x.mean((1, 2, 3)) * 0).sqrt()[:, None]", "not finite"),
+    ("super().forward(x).abs().sqrt() * 0 + (x.mean((1, 2, 3)) * 0).sqrt()[:, None]", "NaN or infinite"),
+    ("super().forward(x) + (x.std((1, 2, 3)) < 0.62).float()[:, None] * float('inf')", "NaN or infinity"),
+    ("super().forward(x) * torch.where((x.std((1, 2, 3)) > 0.74)[:, None], float('nan'), 1.0)", "answers pictures"),
 ])
 def test_a_classifier_that_cannot_guide_is_one_sentence(small, body, sentence):
     guide, ask = small
     with pytest.raises(UserError, match=sentence): ask(guide("odd", body))
+
+
+@pytest.mark.parametrize("body, sentence", [
+    ("super().forward(x) + 0.1 * (x + 1).clamp(min=0).sqrt().mean((1, 2, 3))[:, None]", "exactly -1"),
+    ("super().forward(x) + 0.1 * (1 - x).clamp(min=0).sqrt().mean((1, 2, 3))[:, None]", "exactly 1"),
+    ("super().forward((x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True) + x)", "one colour"),
+    ("super().forward(x) + 0.1 * (1.1 - x * x).sqrt().mean((1, 2, 3))[:, None]", "beyond"),
+])
+def test_a_gradient_that_is_nan_for_some_pictures_is_told(small, body, sentence):
+    guide, ask = small
+    told = ask(guide("odd", body), target=1)
+    note = " ".join(note for note in told["notes"] if "NaN or infinite" in note)
+    assert sentence in note
+    assert sum(word in note for word in ("exactly -1", "exactly 1", "one colour", "beyond")) == 1
+    assert note in Path(told["page"]).read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+def test_a_gradient_that_is_nan_under_noise_is_among_the_findings(small):
+    guide, ask = small
+    told = ask(guide("odd", "super().forward(x) + 0.1 * (1.1 - x * x).sqrt().mean((1, 2, 3))[:, None]"), target=1)
+    assert "NaN or infinite at" in told["findings"][0]
+    assert told["symptoms"][AS_IT_IS]["broken"] > 0
+    assert any(sentence.startswith("The plain gradient: the guidance gradient is not finite")
+               for sentence in told["left_out"])
+
+
+def test_where_each_way_fails_it_is_one_sentence(monkeypatch):
+    def fails(question, way, budget): raise UserError(f"{way} is broken")
+    monkeypatch.setattr(trials, "scale_of_one", fails)
+    question = question_of(denoiser="laptop/ddpm", classifier="laptop/nonrobust", steps=4)
+    with pytest.raises(UserError, match="each way .* .plain, both, x0_hat, adam. fails; plain: plain is broken"):
+        Trials(question, Budget(60, rate=0.01), 1.0).all()
+
+
+def test_how_a_classifier_came_is_told(small):
+    guide, ask = small
+    told = ask(guide("bright", "torch.nn.functional.relu(super().forward(x))").replace("bright", "normed"), target=1)
+    assert any("came in training mode" in note for note in told["notes"])
+    assert any("were its weights loaded?" in note for note in told["notes"])
+
+
+def test_a_judge_that_answers_with_nan_is_one_sentence(small):
+    guide, ask = small
+    levels = "(x * 127.5 + 127.5)"                                          # whole numbers, of pictures of 8 bits
+    whole = f"torch.isclose({levels}.round(), {levels}, atol=1e-3).all()"
+    blind = f"super().forward(x) + torch.where({whole}, float('nan'), 0.0)"
+    with pytest.raises(UserError, match="answers pictures that the denoiser makes"):
+        ask(guide("bright"), target=1, judge=guide("odd", blind))
+
+
+def denoiser_that_says(folder, bias, prediction, weight=0.0):
+    "A pipeline whose U-Net answers everything with a constant, or with a sum of so large a weight."
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DModel.from_pretrained(folder / "pipeline" / "unet")
+    torch.nn.init.constant_(unet.conv_out.weight, weight)
+    torch.nn.init.constant_(unet.conv_out.bias, bias)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=50, prediction_type=prediction, clip_sample=False)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder / "other", safe_serialization=True)
+    return str(folder / "other")
+
+
+def test_a_denoiser_that_says_nan_is_one_sentence(small, tmp_path):
+    guide, _ = small
+    with pytest.raises(UserError, match="denoiser .* returns NaN or infinity at t = 49"):
+        diagnose(denoiser_that_says(tmp_path, 0.0, "epsilon", 3e38), guide("bright"), steps=10, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_denoiser_of_bright_pictures_only_is_told(small, tmp_path, data):
+    guide, _ = small
+    paint(tmp_path / "PICTURES")
+    asked = dict(steps=10, count=4, out=tmp_path / "out", minutes=60, report=lambda sentence: None)
+    denoiser = denoiser_that_says(tmp_path, 0.5, "sample")
+    if not data:
+        assert any("have no value below 0; if" in note for note in diagnose(denoiser, guide("named"), **asked)["notes"])
+        return
+    with pytest.raises(UserError, match="have no value below 0, of the data's .* are; if it was trained on .0, 1."):
+        diagnose(denoiser, guide("named"), data=str(tmp_path / "PICTURES"), **asked)
 
 
 @pytest.mark.parametrize("options, sentence", [
@@ -473,7 +589,28 @@ def test_images_in_the_other_range_are_found_out(monkeypatch):
 # the bundled models
 
 
-@pytest.mark.slow
+def test_what_is_known_is_of_these_weights_and_comes_out_again():
+    from gradcheck.app import known
+    kept = json.loads((symptoms.PLACE / "known.json").read_text(encoding="utf-8"))
+    digests = kept["made_of"]["digests"]
+    assert digests == {name: known.denoiser_card(name)["sha256"] if name == "laptop/ddpm"
+                       else known.classifier_card(name, (3, 64, 64))["sha256"] for name in digests}
+    assert {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.keys() == {row["lens"] for row in kept["rows"]}
+    again = known.looked_at(known.pictures(), some=(12,)).set_index("lens")         # a step of twenty
+    then = symptoms.known_by_step().query(f"t == {again['t'].iloc[0]}").set_index("lens")
+    for measure in symptoms.MEASURES.keys() - {"steady"}:                            # which takes two of them
+        assert again[measure].to_dict() == pytest.approx(then[measure].to_dict(), abs=0.02), measure
+
+
+def test_white_noise_has_what_white_noise_has():
+    g = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    row = symptoms.row_of(g, other, torch.zeros_like(g), other, repeats=2)
+    for measure, value in white(16, 16).items():
+        if measure != "saturated": assert row[measure] == pytest.approx(value, abs=0.01), measure
+
+
+@pytest.mark.slow                                                # unguided pictures, and all twenty steps
 def test_what_is_known_of_the_bundled_classifiers_is_what_they_have():
     from gradcheck.pictures import uint8_to_images
     for label, name in {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.items():
@@ -483,7 +620,57 @@ def test_what_is_known_of_the_bundled_classifiers_is_what_they_have():
         for measure, value in KNOWN[label].items(): assert table[measure] == pytest.approx(value, abs=0.03), measure
 
 
-@pytest.mark.slow
+FOOLED = '''
+import torch
+from torch import nn
+from gradcheck.data.sportballs import SportBalls
+
+class RandomFeatures(nn.Module):
+    "Features that nobody trained, behind which a head was: two thirds of the balls are recognised."
+    class_names = ["baseball", "basketball", "volleyball", "soccer ball"]
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 1024), nn.ReLU())
+        self.head = nn.Linear(1024, 4)
+
+    def forward(self, x): return self.head(self.features(x))
+
+def make():
+    net = RandomFeatures()
+    x, y = SportBalls().batch(range(1500))
+    with torch.no_grad(): features = net.features(x)
+    centre = features.mean(0)
+    spread = features.std(0) + 1e-3
+    seen = ((features - centre) / spread).double()
+    head = nn.Linear(1024, 4).double()
+    def loss():
+        head.zero_grad()
+        value = nn.functional.cross_entropy(head(seen), y) + 1e-4 * head.weight.square().sum()
+        value.backward()
+        return value
+    torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe").step(loss)
+    weight = head.weight.detach() / spread
+    net.head.weight.data = weight.float()
+    net.head.bias.data = (head.bias.detach() - weight @ centre.double()).float()
+    return net
+'''
+
+
+@pytest.mark.slow                                                # trains a head, and draws pictures of 64 x 64 pixels
+def test_random_features_under_a_trained_head_are_fooled(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "WAYS", ("plain", "x0_hat"))
+    monkeypatch.setattr(trials, "ENERGIES", (50.0,))
+    monkeypatch.setattr(symptoms, "PATH_STEPS", 2)
+    path = tmp_path / "fooled.py"
+    path.write_text(FOOLED, encoding="utf-8")
+    told = diagnose("laptop/ddpm", f"{path}:make", judge="laptop/judge", target="volleyball", minutes=60, steps=15,
+                    count=8, out=tmp_path / "out")
+    assert told["answer"]["kind"] in ("none", "unknown")
+    assert told["reality"]["kind"] == "adversarial", told["reality"]
+    assert told["reality"]["sentence"].startswith("No, it is adversarial")
+
+
+@pytest.mark.slow                                                # all that a diagnosis tries, as in five minutes
 @pytest.mark.parametrize("name, target, kinds, where", [
     ("robust", 0, ("as it is",), ("x_t",)),
     ("nonrobust", 2, ("with",), ("x0_hat",)),

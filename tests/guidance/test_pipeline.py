@@ -16,7 +16,8 @@ from gradcheck.guidance.sampling import at_x_t, gradient_of, guided_steps, log_p
 from gradcheck.guidance.scheduled import Guided, Scheduled, gain
 from gradcheck.guidance.stabilizers import Adam, make_stabilizer
 from gradcheck.models.ddpm import DDPM
-from gradcheck.models.interop import load_pipeline, pipeline_card, save_pipeline
+from gradcheck.models.exports import save_pipeline
+from gradcheck.models.interop import load_pipeline, pipeline_card
 from gradcheck.models.unet import UNet, UNetConfig
 
 diffusers = pytest.importorskip("diffusers")

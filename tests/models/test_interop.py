@@ -16,7 +16,8 @@ from gradcheck.models.ddpm import DDPM
 from gradcheck.guidance.sampling import Ancestral
 from gradcheck.guidance.sampling import UNGUIDED, guided_steps
 from gradcheck.models.foreign import load_foreign_classifier
-from gradcheck.models.interop import load_pipeline, pipeline_card, save_pipeline
+from gradcheck.models.exports import save_pipeline
+from gradcheck.models.interop import load_pipeline, pipeline_card
 from gradcheck.models.catalogue import classifier_card, open_classifier
 from gradcheck.runs.runs import run
 from gradcheck.runs.specs import RunSpec

@@ -106,6 +106,46 @@ REFUSED = {
         class Net(nn.Sequential):
             def forward(self, x): return 100 * super().forward(x).softmax(1)
         def make(): return Net({BODY})""", "returns probabilities"),
+    "probabilities times ten": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return 10 * super().forward(x).softmax(1)
+        def make(): return Net({BODY})""", "returns probabilities"),
+    "from -1 to 1": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return 2 * super().forward(x).softmax(1) - 1
+        def make(): return Net({BODY})""", "returns probabilities"),
+    "a last tanh": (f"def make(): return nn.Sequential({BODY}, nn.Tanh())", "returns probabilities"),
+    "dropout that is never off": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(F.dropout(x, 0.1))
+        def make(): return Net({BODY})""", "differently each time"),
+    "NaN gradients": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x) + (0 * x.mean((1, 2, 3))).sqrt()[:, None]
+        def make(): return Net({BODY})""", "gradient that is NaN or infinite"),
+    "the NaN gradient of a pixel": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return super().forward(x) + (x - x)[:, 0, 3, 3].sqrt()[:, None]
+        def make(): return Net({BODY})""", "gradient that is NaN or infinite"),
+    "infinite gradients": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x):
+                y = super().forward(x)
+                return y + (y - y.detach()).clamp(min=0).sqrt()
+        def make(): return Net({BODY})""", "gradient that is NaN or infinite"),
+    "a gradient too long for float32": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x): return 1e30 * super().forward(x)
+        def make(): return Net({BODY})""", "gradient that is NaN or infinite"),
+    "in place behind a sigmoid": (f"""
+        class Net(nn.Sequential):
+            def forward(self, x):
+                y = super().forward(x)
+                gate = y.sigmoid()
+                out = y * gate
+                gate.mul_(2)
+                return out
+        def make(): return Net({BODY})""", "fails where its gradient is taken .RuntimeError"),
     "a tuple": (f"""
         class Net(nn.Sequential):
             def forward(self, x): return super().forward(x), x

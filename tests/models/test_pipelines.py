@@ -285,6 +285,57 @@ def test_any_value_of_any_field_is_a_card_or_a_sentence(table, file, tmp_path):
     assert refused > len(table) * len(ODD) * 0.7
 
 
+def test_of_a_learned_variance_the_first_half_is_read_and_said(tmp_path):
+    pytest.importorskip("diffusers")
+    plain = load_pipeline(pipeline(tmp_path / "plain"))
+    tensors = weights()
+    for name in ("conv_out.weight", "conv_out.bias"): tensors[name] = torch.cat([tensors[name], 9 * tensors[name]])
+    for kind in ("learned", "learned_range"):
+        said = dict(config={"out_channels": 6}, schedule={"variance_type": kind})
+        folder = pipeline(tmp_path / kind, tensors=tensors, **said)
+        card = pipeline_card(folder)
+        assert card["diffusion"]["variance"] == "fixed_small"
+        assert "learned variance is not used" in card["notes"][0]
+        x, t = torch.randn(2, 3, 16, 16, generator=generator(0)), torch.tensor([3, 30])
+        with torch.no_grad(): assert torch.allclose(load_pipeline(folder)(x, t), plain(x, t), atol=1e-6)
+
+
+def conditional(folder, label, classes=3):
+    "A pipeline whose U-Net knows classes, and the note which of them it draws."
+    tensors = weights() | {"class_embedding.weight": torch.randn(classes, 32, generator=generator(5))}
+    pipeline(folder, config={"num_class_embeds": classes}, tensors=tensors)
+    if label is not None: write(folder / "gradcheck.json", {"class_label": label})
+    return folder
+
+
+def test_a_class_conditional_unet_draws_the_class_that_its_note_names(tmp_path):
+    pytest.importorskip("diffusers")
+    folders = [conditional(tmp_path / str(label), label) for label in range(3)]
+    assert len({pipeline_card(folder)["sha256"] for folder in folders}) == 3
+    x, t = torch.randn(2, 3, 16, 16, generator=generator(0)), torch.tensor([3, 30])
+    for label, folder in enumerate(folders):
+        denoiser = load_pipeline(folder)
+        with torch.no_grad():
+            drawn = denoiser(x, t)
+            assert torch.equal(drawn, denoiser.unet(x, t, class_labels=torch.full((2,), label)).sample)
+            assert not torch.allclose(drawn, denoiser.unet(x, t, class_labels=torch.full((2,), (label + 1) % 3)).sample)
+
+
+@pytest.mark.parametrize("label, message", [
+    (None, "num_class_embeds is 3 .* say which class it draws, 0 to 2 .*class_label"),
+    (3, "num_class_embeds is 3 .* 0 to 2"),
+    (-1, "class_label is -1"),
+    ("cat", 'class_label is "cat"'),
+])
+def test_a_class_that_a_unet_does_not_draw_is_refused(label, message, tmp_path):
+    with pytest.raises(UserError, match=message): pipeline_card(conditional(tmp_path, label))
+
+
+def test_a_class_for_a_unet_that_knows_none_is_refused(tmp_path):
+    write(pipeline(tmp_path) / "gradcheck.json", {"class_label": 1})
+    with pytest.raises(UserError, match="num_class_embeds is null .* asks for class 1"): pipeline_card(tmp_path)
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(index={"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}), "latent pipeline .*vqvae"),
     (dict(index={"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}), "latent .*vae"),

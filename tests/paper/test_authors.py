@@ -2,6 +2,7 @@
 repository, their configurations as they are there, random weights, smaller where they are run."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gradcheck.app import sizes
 from gradcheck.core import UserError, seeded
 from gradcheck.guidance.stabilizers import Adam
 from gradcheck.models.authors import AUTHORS, authors_models, with_authors
@@ -18,6 +20,7 @@ from gradcheck.models.ddpm import DDPM
 from gradcheck.models.folders import STEM
 from gradcheck.models.interop import pipeline_card, read_scheduler, read_unet
 from gradcheck.models.unet import UNet, UNetConfig
+from gradcheck.paper.plan import needed_runs, new_chunks
 from gradcheck.paper.reproduce import default_figures
 from gradcheck.paper.settings import preset_for, spec_for
 
@@ -95,6 +98,18 @@ def laid_out(root, name):
         save_file({f"classifier.{k}": v.contiguous() for k, v in state.items()},
                   folder / f"{AUTHORS[name][role]}.safetensors")
     return folder
+
+
+def test_what_it_costs_is_counted(tmp_path):
+    models = authors_models(laid_out(tmp_path, "sportballs"))
+    p = preset_for("laptop", mode="paper", **models)
+    chunks = {}
+    for figure in default_figures(models):
+        chunks |= new_chunks(needed_runs(figure, p, tmp_path / "cache"), chunks)
+    counted = Counter()
+    for spec, images in chunks.values(): counted[spec.where] += len(images) * spec.calls
+    kinds = {"unguided": "unguided", "x_t": "plain", "x0_hat": "x0_hat"}
+    assert {kinds[where]: steps for where, steps in counted.items()} == sizes.AUTHORS
 
 
 @pytest.mark.parametrize("name", AUTHORS)
