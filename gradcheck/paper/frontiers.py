@@ -182,10 +182,13 @@ def said_of_ranks(table, reader):
     best = table.iloc[0]
     rivals = (table["rank_low"] <= best["rank_high"]).sum() - 1
     return (f"Of {len(table)} ways, by the {reader}: {best['variant']} ({best['mean']:.3f}, 95 % interval "
-            f"{best['low']:+.3f} to {best['high']:+.3f}) is first in {best['first']:.0%} of resamples; its rank is "
+            f"{best['low']:.3f} to {best['high']:.3f}) is first in {best['first']:.0%} of resamples; its rank is "
             f"{best['rank_low']:.0f} to {best['rank_high']:.0f}, which the ranks of {rivals} others reach too.")
 
 def said_of_domination(lost):
-    "A sentence on which ways are dominated; of what `dominated` finds."
-    some = [f"{way} (by {', '.join(rivals)})" for way, rivals in lost.items() if rivals]
+    "A sentence on which ways are dominated, by how many, and by which of the paper's; of what `dominated` finds."
+    def by(rivals):
+        papers = " and ".join(way for way in PAPER if way in rivals)
+        return f"by {len(rivals)}" + (f", of the paper's by {papers}" if papers else "")
+    some = [f"{way} ({by(rivals)})" for way, rivals in lost.items() if rivals]
     return f"Of {len(lost)} ways, dominated: {'; '.join(some)}." if some else f"None of {len(lost)} ways is dominated."

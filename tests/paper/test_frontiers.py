@@ -76,7 +76,7 @@ def test_what_is_planted_is_found():
     assert table["first"].sum() == pytest.approx(1) and table["rank"].sum() == pytest.approx(21)
     lost = dominated(found, "judge", "near")
     assert {way: set(rivals) for way, rivals in lost.items() if rivals} == {"both": set(FEW) - {"both"}}
-    assert said_of_domination(lost).startswith("Of 6 ways, dominated: both (by ")
+    assert said_of_domination(lost).endswith("dominated: both (by 5, of the paper's by plain and x0_hat and adam).")
     assert "x_t, unit norm (0.700" in said_of_ranks(table, "judge") and "of 0 others" in said_of_ranks(table, "judge")
     verdicts = helped(outcomes, "judge").set_index("variant")["verdict"]
     assert verdicts["x_t, unit norm"] == "holds" and verdicts["both"] == "does not hold"
