@@ -10,6 +10,7 @@ __all__ = ['ClickException', 'check_known', 'reproduce', 'prepared', 'plan_of', 
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import List, Optional
 
@@ -66,8 +67,8 @@ def reproduce(
     checkpointing: bool = Checkpointing,
     write_back: bool = typer.Option(False, "--write-back", help="put the executed notebooks into nbs/figures, cleaned"),
     full: bool = typer.Option(
-        False, "--full", help="the whole study, over classifiers and classes, of claims or adam_apart (ADAM's parts); "
-        "of similarity_and_success its looks at gradients before sampling"
+        False, "--full", help="the whole study, over classifiers and classes, of claims, adam_apart (ADAM's parts) or "
+        "frontiers (all ways to guide); of similarity_and_success its looks at gradients before sampling"
     ),
     again: bool = typer.Option(False, "--again", help="execute all notebooks, also of figures that have not changed"),
     plan: bool = typer.Option(
@@ -120,16 +121,20 @@ def plan_of(figures, preset, seed, params, device):
 
 # %% ../nbs/98_cli.ipynb #afd82659
 def study(figure, out, plan, device, memory, checkpointing, dask):
-    "The whole study of the claims, of ADAM's parts, or its looks before sampling; or the plan of it."
+    "The whole study of the claims, of ADAM's parts, of the frontiers, or its looks before sampling; or the plan of it."
     from gradcheck.paper.factorial_runs import ADAM_STUDY, full_factorial
+    from gradcheck.paper.frontier_runs import full_frontiers, plan_frontiers
     from gradcheck.paper.full import full, plan_full
     from gradcheck.paper.measured import measures, plan_measures, write_measures
-    from gradcheck.paper.study import FULL
     folder = Path(out).absolute()
     if figure == "similarity_and_success":
         return typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder / 'study')}")
-    sizes, make, name = (ADAM_STUDY, full_factorial, "adam") if figure == "adam_apart" else (FULL, full, "study")
-    if plan: return typer.echo(plan_full(study=sizes, device=device))
+    planned, make, name = {             # its plan, what makes it, its folder
+        "claims": (plan_full, full, "study"),
+        "adam_apart": (partial(plan_full, study=ADAM_STUDY), full_factorial, "adam"),
+        "frontiers": (plan_frontiers, full_frontiers, "frontiers"),
+    }[figure]
+    if plan: return typer.echo(planned(device=device))
     with engine_for(device, memory, checkpointing, dask) as engine:
         make(folder / name, engine=engine, report=typer.echo)
 

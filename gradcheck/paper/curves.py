@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LABELS', 'MORE_LABELS', 'VARIANT_COLORS', 'at_energy', 'full', 'table', 'respaced', 'one_class', 'class_labels',
            'each_class', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid', 'plain', 'stabilised', 'more',
-           'unguided']
+           'unguided', 'Figure']
 
 # %% ../../nbs/5_paper/05_curves.ipynb #d7e22223
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Callable
 
 from .presets import ROLES
@@ -101,3 +101,22 @@ def more(role, layout):
     }
 
 def unguided(roles, layout): return Curve(roles[-1], "unguided", "grey", layout)
+
+# %% ../../nbs/5_paper/05_curves.ipynb #70689e2e
+@dataclass(frozen=True)
+class Figure:
+    """A figure's title, caption, where its content is known from, the paper's protocol, and its curves: a function from
+    the classifiers' roles to label -> `Curve`; `shares` names figures whose runs it uses too; an `appendix` is made
+    only where it is asked for."""
+    title: str
+    caption: str
+    source: str
+    protocol: str
+    curves: Callable = field(default=lambda roles: {}, hash=False)
+    switches: dict = field(default_factory=dict, hash=False)       # fields of `RunSpec` that are the figure's own
+    shares: tuple = ()
+    appendix: bool = False
+    data: bool = False         # needs real images
+    adam: bool = False         # a stabilizer of yours can take ADAM's place
+    own: bool = False          # made by default for models of your own
+    fixed: bool = False        # the same whatever the parameters

@@ -56,7 +56,7 @@ def plan_full(study=FULL, preset="laptop", device="auto"):
             f"cache: about {duration(seconds).strip()} here, measured on a few steps; finished chunks are kept.")
 
 # %% ../../nbs/5_paper/21_full.ipynb #de839530
-WHOLE = ("claims", "similarity_and_success", "adam_apart")         # what has a whole study
+WHOLE = ("claims", "similarity_and_success", "adam_apart", "frontiers")         # what has a whole study
 
 def check_full(figures, preset, seed, params):
     "`UserError` unless one of `WHOLE` alone is asked for, and nothing that a whole study would leave unheard."
@@ -66,7 +66,8 @@ def check_full(figures, preset, seed, params):
     if figures and not given: return
     what = f"{', '.join(given)} was given" if given else "no figure was named"
     raise UserError(f"--full is a whole study with the bundled models, and {what}; write gradcheck reproduce claims "
-                    "--full, similarity_and_success --full (looks before sampling), or adam_apart --full (its parts).")
+                    "--full, similarity_and_success --full (looks before sampling), adam_apart --full (its parts), or "
+                    "frontiers --full (all ways).")
 
 # %% ../../nbs/5_paper/21_full.ipynb #b64812ca
 def known_of(cells, study):

@@ -239,6 +239,14 @@ def test_dsg_is_the_formula_and_stays_on_the_sphere(share):
     assert torch.allclose(sampler.gain(WORLD, t, t_prev, x), n**0.5 * sigma)
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-24, 1e-15, 1e-9, 1.0, 1e15])
+def test_unit_norm_is_one_however_small_or_large(size):
+    "A sure classifier's gradients are so small that their squares are none in single precision."
+    g = images().float()
+    assert torch.allclose(UnitNorm()(size * g), UnitNorm()(g), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(UnitNorm()(g).flatten(1).norm(dim=1), torch.ones(4)) and not UnitNorm()(0 * g).any()
+
+
 def test_dsg_ends_at_the_mean():
     x, x0 = images(), images(seed=3)
     assert torch.allclose(Spherical(Ancestral()).step(WORLD, x, x0, 3, -1, images(seed=1), 0.2 * x), x0)

@@ -9,11 +9,13 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.guidance.stabilizers import make_stabilizer
-from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, agreement, corner, decide_factorial
-from gradcheck.paper.factorial import planted, questions_of, read_factorial, similarity_table
+from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, adam_folder, agreement, corner
+from gradcheck.paper.factorial import decide_factorial, known_adam, planted, questions_of, read_factorial
+from gradcheck.paper.factorial import similarity_table
 from gradcheck.paper.factorial_runs import ADAM_STUDY, filtered, full_factorial
 from gradcheck.paper.full import plan_full
 from gradcheck.paper.study import FULL, cells_of, spec_of
+from gradcheck.paper.study_results import as_csv
 from gradcheck.runs.runs import run
 
 SOME = {name: ADAM_WAYS[name] for name in ("plain", "0.9/0.999 rescaled", "EMA rescaled")}
@@ -161,6 +163,13 @@ def test_the_smallest_factorial_runs_and_resumes(tmp_path):
     assert similar.loc["plain", "afterwards"] == pytest.approx(similar.loc["plain", "raw"], abs=1e-2)
     assert np.isfinite(similar.select_dtypes("number").to_numpy()).all()
     assert said[-1].endswith(str(again)) and len(said) == 2 * (len(pd.read_csv(folder / "claims.csv")) + 1)
+
+
+def test_the_repositorys_claims_are_what_its_outcomes_say():
+    table, _ = decide_factorial(read_factorial()["outcomes"])
+    assert as_csv(table) == (adam_folder() / "claims.csv").read_text(encoding="utf-8")
+    study = known_adam()["study"]
+    assert set(study["protocols"]) == set(table["protocol"]) and study["replicates"] == table["classifiers"].max()
 
 
 def test_the_command_asks_for_adams_parts(cli, monkeypatch, tmp_path):
