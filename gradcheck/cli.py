@@ -163,13 +163,9 @@ def train(
     architecture: str = typer.Option("MobileNetV3Small", help="of a classifier: MobileNetV3Small or ResNet"),
     seed: Optional[int] = typer.Option(None, help="of weights, order and all noise (default: the recipe's)"),
     steps: Optional[int] = typer.Option(None, help="fewer optimizer steps than the recipe's"),
-    minutes: Optional[float] = typer.Option(
-        None, max=1e6, help="shorten the recipe to what this machine can do in that time"
-    ),
+    minutes: Optional[float] = typer.Option(None, max=1e6, help="shorten the recipe to what takes so long here"),
     largest: Optional[str] = typer.Option(None, help="write the weights in files of at most so much, such as 15MB"),
-    root: Optional[Path] = typer.Option(
-        None, help="CelebA: the folder of the official download; folder: that of the classes' folders"
-    ),
+    root: Optional[Path] = typer.Option(None, help="CelebA: its download; folder: where the classes' folders lie"),
     attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index"),
 ):
     """Train a denoiser, a classifier or an autoencoder; weights and card end up in OUT. Kill it at any time and go on
