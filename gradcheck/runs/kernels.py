@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAUNCHER', 'AT_A_TIME', 'Shelf', 'shelf', 'paths_given', 'as_called', 'run_notebook', 'renew', 'kernel', 'received',
-           'serve', 'Nothing', 'ForkedKernel', 'WarmKernels', 'WarmStart', 'warm_kernels', 'side_by_side']
+           'end', 'serve', 'Nothing', 'ForkedKernel', 'WarmKernels', 'WarmStart', 'warm_kernels', 'side_by_side']
 
 # %% ../../nbs/4_runs/19_kernels.ipynb #9da17bb4
 import json
@@ -70,9 +70,9 @@ def run_notebook(source, name, parameters):
     "Execute a notebook by papermill; afterwards, or when it fails, it lies on the shelf under `name`."
     from papermill import execute_notebook
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="papermill|nbclient|nbformat|jupyter|asyncio|zmq")
     shelf()
-    with warnings.catch_warnings(), as_called():
-        warnings.simplefilter("ignore")
+    with as_called():
         execute_notebook(
             str(source).replace("{", "{{").replace("}", "}}"),          # papermill fills in what stands in braces
             name,
@@ -115,18 +115,24 @@ def received(connection):
     text = connection.makefile("rb").read(int.from_bytes(head, "big"))
     return json.loads(text), files[0]
 
+def end(kernels):
+    "Kill processes (their numbers) and wait for them, so that what they took counts as taken by this one."
+    for pid in kernels:
+        with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
 def serve(number, beforehand):
-    "Import modules (their names), then fork a kernel for each request on a socket; also the end of each kernel."
+    "Import modules (their names), then fork a kernel for each request on a socket, until it is closed."
     connection = socket.socket(fileno=number)
     paths = [path for path in sys.path if path not in ("", *paths_given())]
     for name in beforehand:
         with suppress(Exception): import_module(name)             # the notebook will say what is wrong
+    kernels = []
     while True:
         request, alive = received(connection)
-        with suppress(ChildProcessError):                         # their CPU seconds become this process's
-            while os.waitpid(-1, os.WNOHANG)[0]: pass
-        if request is None: return
-        if not os.fork():
+        if request is None: return end(kernels)
+        kernels.append(os.fork())
+        if not kernels[-1]:
             os.setsid()                                           # before anybody asks for its group, to end it
             connection.sendall(os.getpid().to_bytes(8, "big"))
             connection.close()
@@ -193,7 +199,7 @@ class WarmKernels:
         return ForkedKernel(int.from_bytes(pid, "big"), alive)
 
     def close(self):
-        "The end of the process, and of all its kernels within a second."
+        "The end of the process, and of all its kernels."
         if self.connection is None: return
         self.connection.close()
         self.process.wait()
