@@ -81,7 +81,7 @@ def run_notebook(source, name, parameters):
             language="python",
             resources={"metadata": {"path": str(source.parent)}},            # `cwd` would move this process too
             progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
 
 # %% ../../nbs/4_runs/19_kernels.ipynb #0f790e25
