@@ -13,6 +13,7 @@ import io
 import json
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import gradcheck
-from ..core import cache_root, read_meta, renewed_streams, save_atomically, write_bytes
+from ..core import UserError, cache_root, read_meta, renewed_streams, save_atomically, write_bytes
 from ..guidance.sampling import NonFinite
 from ..guidance.ways import best_of
 from ..pictures import images_to_uint8
@@ -114,7 +115,7 @@ def derived(kind, made_of, make):
     arrays = make()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    with suppress(UserError): write_bytes(path, buffer.getvalue())             # a full disk costs time, no result
     return arrays
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #5c905188
