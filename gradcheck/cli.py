@@ -224,7 +224,9 @@ def _say(message, code):
     return code
 
 def prepare():
-    "Make the terminal show what it cannot, and functions found where the command is given; refuse what is empty."
+    """Make the terminal show what it cannot, threads that wait sleep (two processes on two cores would spin against
+    each other), and functions found where the command is given; refuse what is empty."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")                   # OpenMP reads it when torch is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try: here = os.getcwd()

@@ -205,11 +205,12 @@ def beside_diffusers(batches):
 
 def benchmark(preset="laptop", images=64, threads=2, repeats=9):
     """A dict of everything measured, for `json.dumps`: seconds and ratios of sampling steps, by variant, batch size and
-    precision; data and training rates, peak memory, the machine. One to two minutes; fewer `images` take less."""
+    precision; data and training rates, peak memory, the machine. One to two minutes; fewer `images` or `repeats` take
+    less."""
     with use_threads(threads):
         seconds = time_steps(preset, images, repeats)
         batches = time_batches(preset, images, min(repeats, 5))
-        work, wait = time_training(preset)
+        work, wait = time_training(preset, min(repeats, 8))
     return provenance() | dict(
         preset=preset,
         images=images,
@@ -217,7 +218,7 @@ def benchmark(preset="laptop", images=64, threads=2, repeats=9):
         step_seconds=seconds,
         ratio_to_bare={name: each / seconds["bare"] for name, each in seconds.items()},
         **batches,
-        data_images_per_second_one_thread=time_data(),
+        data_images_per_second_one_thread=time_data(batches=min(5 * repeats, 40)),
         training_step_seconds=work,
         training_wait_for_data_seconds=wait,
         peak_gib_of_x0_hat_step_by_images={n: peak_memory(preset, n, images) for n in (images, 4 * images)},

@@ -10,7 +10,9 @@ __all__ = ['ARCHITECTURES', 'CLASSIFIERS', 'SIZE', 'CLASSIFIER', 'ALLOWED', 'DIF
 # %% ../../nbs/2_models/09_checkpoints.ipynb #f38a3bf7
 import hashlib
 import json
+from copy import deepcopy
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -127,12 +129,19 @@ def save_weights(model, path, card, dtype=torch.float16, largest=2**40):
     return card
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #9655ab73
+@lru_cache(maxsize=64)
+def _checked(path, changed):
+    "The card in a file, once as long as the file does not change: a figure asks a thousand times."
+    card = read_json(path, "the card", "it must stand beside the weights", constant=float)
+    check_card(card, path, ALLOWED, DIFFUSION)
+    return card
+
 def read_card(name, architecture=None):
     """The card (a dict) of bundled weights or of a .safetensors file; `UserError` if it is unreadable, altered, or of
     none of the `architecture`s, a name or several."""
     path = resolve(name).with_suffix(".json")
-    card = read_json(path, "the card", "it must stand beside the weights", constant=float)
-    check_card(card, path, ALLOWED, DIFFUSION)
+    said = path.stat() if path.is_file() else None
+    card = deepcopy(_checked(path, said and (said.st_mtime_ns, said.st_ctime_ns, said.st_size, said.st_ino)))
     allowed = [architecture] if isinstance(architecture, str) else list(architecture or ALLOWED)
     if card["architecture"] in allowed: return card
     raise UserError(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'MOST_PIXELS', 'FILES', 'PROTOCOL_NAMES', 'READER', 'COUNTED', 'PACKAGE_FILES', 'TEMPLATES', 'claims_text',
-           'described', 'inline', 'picture_of', 'table_of', 'entry', 'shown', 'entries_of', 'without_surrogates',
-           'claims_of', 'summary', 'markdown', 'headline_of', 'page_html', 'write_page']
+           'described', 'webp', 'inline', 'picture_of', 'table_of', 'entry', 'shown', 'entries_of',
+           'without_surrogates', 'claims_of', 'summary', 'markdown', 'headline_of', 'page_html', 'write_page']
 
 # %% ../../nbs/5_paper/12_page.ipynb #73c0ca06
 import base64
@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..core import UserError, write_bytes
 from .figures import FIGURES
+from ..runs.chunks import derived_bytes, file_digest
 from ..runs.records import in_brief, interval, read_claims, read_numbers, read_sidecar, read_whole
 from ..runs.records import setting_of
 
@@ -61,15 +62,20 @@ def described(runs):
 # %% ../../nbs/5_paper/12_page.ipynb #ba4631b9
 MOST_PIXELS = 100_000_000      # of a picture; ours have up to six millions
 
-def inline(png, width=1800):
-    "A picture for the page as a data URL: WebP, at most `width` px wide (the full size lies beside the page)."
+def webp(png, width):
+    "The bytes of a picture as WebP, at most `width` px wide."
     picture = Image.open(png)
     if picture.width * picture.height > MOST_PIXELS: raise ValueError("too many pixels")
     picture, height = picture.convert("RGB"), round(picture.height * width / picture.width)
     if picture.width > width: picture = picture.resize((width, height), Image.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=92)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+def inline(png, width=1800):
+    "A picture for the page as a data URL, made once; the full size lies beside the page."
+    data = derived_bytes("webp", [file_digest(png), width], lambda: webp(png, width))
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
 
 def picture_of(png):
     "`inline`, or a `UserError` for what is no picture."

@@ -9,6 +9,7 @@ __all__ = ['PALETTE', 'MARKERS', 'STYLE', 'ALIKE', 'BY_ENERGY', 'LARGEST', 'as_l
 
 # %% ../../nbs/5_paper/09_plots.ipynb #70cd7758
 import base64
+import hashlib
 import io
 import json
 
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..pictures import few_colours
+from ..runs.chunks import derived_bytes
 from ..runs.effects import paired_effect
 from ..runs.verdicts import similarity, vanished, weighted_similarity
 
@@ -152,7 +154,8 @@ def smaller(png, colours=256):
     picture = Image.open(io.BytesIO(png))
     flat = Image.new("RGB", picture.size, "white")
     flat.paste(picture, mask=picture.getchannel("A") if "A" in picture.getbands() else None)
-    return min(few_colours(flat, colours), png, key=len)
+    known = [hashlib.sha256(flat.tobytes()).hexdigest(), *flat.size, colours]
+    return min(derived_bytes("picture", known, lambda: few_colours(flat, colours)), png, key=len)
 
 def figure_bytes(fig, suffix, dpi=200):
     "A matplotlib figure as the bytes of a file of that kind (png, pdf), at `dpi` dots an inch."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'chunks_of', 'chunk_path', 'cache_folder', 'write_chunk', 'read_chunk', 'picture_of', 'candidates_of',
-           'favourites', 'digest_of', 'file_digest', 'files_digest', 'code_digest', 'derived']
+           'favourites', 'digest_of', 'file_digest', 'files_digest', 'code_digest', 'derived', 'derived_tables',
+           'derived_row', 'derived_bytes', 'tensor_digest']
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #06258242
 import hashlib
@@ -12,6 +13,7 @@ import io
 import json
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import gradcheck
-from ..core import cache_root, read_meta, renewed_streams, save_atomically, write_bytes
+from ..core import UserError, cache_root, read_meta, renewed_streams, save_atomically, write_bytes
 from ..guidance.sampling import NonFinite
 from ..guidance.ways import best_of
 from ..pictures import images_to_uint8
@@ -114,5 +116,38 @@ def derived(kind, made_of, make):
     arrays = make()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    with suppress(UserError): write_bytes(path, buffer.getvalue())             # a full disk costs time, no result
     return arrays
+
+# %% ../../nbs/4_runs/00_chunks.ipynb #5c905188
+def derived_tables(kind, made_of, make):
+    "The tables (a list) that `make()` returns, their rows numbered from 0; kept as `derived` keeps arrays."
+    import pandas as pd                                                    # slow to import
+    from pandas.api.types import is_string_dtype
+
+    def columns():
+        return {
+            f"{k} {name}": np.array(c, dtype=str if is_string_dtype(c) else c.dtype)
+            for k, table in enumerate(make())
+            for name, c in table.items()
+        }
+
+    tables = {}
+    for name, values in derived(kind, made_of, columns).items():
+        k, _, column = name.partition(" ")
+        tables.setdefault(int(k), {})[column] = values
+    return [pd.DataFrame(tables[k]) for k in sorted(tables)]
+
+def derived_row(kind, made_of, make):
+    "The numbers (a dict of floats) that `make()` returns; kept as `derived` keeps arrays."
+    def arrays(): return {name: np.float64(value) for name, value in make().items()}
+    return {name: value.item() for name, value in derived(kind, made_of, arrays).items()}
+
+def derived_bytes(kind, made_of, make):
+    "The bytes that `make()` returns; kept as `derived` keeps arrays."
+    return derived(kind, made_of, lambda: dict(bytes=np.frombuffer(make(), np.uint8)))["bytes"].tobytes()
+
+def tensor_digest(values):
+    "A digest of a tensor: its shape, its kind of numbers, and all of them."
+    told = f"{tuple(values.shape)} {values.dtype}".encode()
+    return hashlib.sha256(told + values.contiguous().numpy().tobytes()).hexdigest()

@@ -11,7 +11,6 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import product
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -20,7 +19,7 @@ from ..data.classes import class_in_data
 from ..models.classifiers import class_probabilities
 from ..models.ddpm import predict
 from ..pictures import image_grid, save_png
-from .chunks import derived
+from .chunks import derived_tables
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #a754bd0e
 TIMES = (-1, 0, 20, 40, 60, 80, 100, 150, 200, 250, 300, 350, 399)      # of T = 400; -1 is clean
@@ -74,14 +73,8 @@ def recognition(classifiers, ddpm, data, denoiser=None, times=None, count=2000, 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #ac11e126
 def kept_recognition(known, *args, **kwargs):
     "`recognition`, from the cache where it has that of the same models, images and arguments: all that is `known`."
-    import pandas as pd                                                    # slow to import
-    from pandas.api.types import is_string_dtype
-
-    def columns():
-        table = recognition(*args, **kwargs)
-        return {name: np.array(c, dtype=str if is_string_dtype(c) else c.dtype) for name, c in table.items()}
-
-    return pd.DataFrame(derived("recognition", known, columns))
+    table, = derived_tables("recognition", known, lambda: [recognition(*args, **kwargs)])
+    return table
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #575af71c
 def accuracy_by_t(classifiers, ddpm, data, times=None, count=2000, classes=None):

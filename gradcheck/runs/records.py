@@ -13,7 +13,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..base import read_json
 from ..core import UserError
@@ -63,6 +62,7 @@ def read_numbers(path):
     """A figure's CSV as a table with at least one row, empty text as "".
 
     `UserError` for one that is missing, empty or torn."""
+    import pandas as pd                                                    # slow to import
     again = f"make {path.stem} again"
     text = read_whole(path, again)
     try: table = pd.read_csv(io.StringIO(text)) if text.endswith("\n") else pd.DataFrame()
@@ -78,10 +78,11 @@ CLAIM_COLUMNS = ("claim", *EFFECT, "verdict")
 
 def read_claims(path):
     "`read_numbers` of a table of claims; `UserError` also for one that lacks `CLAIM_COLUMNS`, or a verdict in a row."
+    from pandas import to_numeric                                          # slow to import
     table = read_numbers(path)
     missing = [c for c in CLAIM_COLUMNS if c not in table]
     if missing: raise UserError(f"{str(path)!r} has no column {', '.join(missing)}; make claims again.")
-    numbers = table[[*EFFECT]].replace("", np.nan).apply(pd.to_numeric, errors="coerce")
+    numbers = table[[*EFFECT]].replace("", np.nan).apply(to_numeric, errors="coerce")
     torn = (numbers.isna() & table[[*EFFECT]].replace("", np.nan).notna()).any(axis=None)
     if torn or not table["verdict"].isin(VERDICTS).all():
         raise UserError(f"{str(path)!r} is torn; make claims again.")

@@ -10,9 +10,10 @@ __all__ = ['RESAMPLES', 'MEASURED', 'trade_off', 'rising', 'fid_at', 'compared_r
 import numpy as np
 
 from ..pictures import uint8_to_images
+from .chunks import derived, tensor_digest
 from .effects import Effect, resampled_effect
 from .metrics import draws_with_replacement, resampled_fid
-from .scores import references
+from .scores import known_reference, references
 
 # %% ../../nbs/4_runs/10_tradeoff.ipynb #911e71e1
 RESAMPLES = 400
@@ -20,13 +21,19 @@ RESAMPLES = 400
 def trade_off(runs, real, resamples=RESAMPLES):
     """Target probability (judge), FID to the target class and to all data, each (resamples, runs).
 
-    On joint resamples of the images; the first is the sample itself."""
+    On joint resamples of the images; the first is the sample itself. From the cache, if it is there."""
+    pictures = [[tensor_digest(r.samples), tensor_digest(r.judge), r.spec.target] for r in runs]
+    known = [pictures, resamples, *known_reference(real, runs[0].spec.target)]
+    found = derived("trade-off", known, lambda: _resampled(runs, real, resamples))
+    return found["probability"], found["target"], found["all"]
+
+def _resampled(runs, real, resamples):
     reference = references(real, runs[0].spec.target)["judge"]
     rows = draws_with_replacement(len(runs[0].samples), resamples)
     probability = np.stack([r.judge[:, r.spec.target].double().numpy()[rows].mean(1) for r in runs], 1)
     features = [reference.extract(uint8_to_images(r.samples)) for r in runs]
     def fid(kind): return np.stack([resampled_fid(reference.data[kind], f, rows) for f in features], 1)
-    return probability, fid("target"), fid("all")
+    return {"probability": probability, "target": fid("target"), "all": fid("all")}
 
 # %% ../../nbs/4_runs/10_tradeoff.ipynb #c07560b8
 def rising(probability, fid):

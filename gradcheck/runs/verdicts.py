@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 import numpy as np
-import pandas as pd
 
 from ..guidance.gradients import is_nothing
 from .effects import paired_effect
@@ -75,6 +74,7 @@ def of_kind(kind, claims):
 
 def decide(claims, evidence):
     "A table with one row per claim: effect, interval, verdict, and what stands beside."
+    from pandas import DataFrame                                           # slow to import
     rows = []
     for c in claims:
         effect = c.measure(evidence)
@@ -91,7 +91,7 @@ def decide(claims, evidence):
             kind=c.kind,
             short=c.short,
         ))
-    return pd.DataFrame(rows)
+    return DataFrame(rows)
 
 # %% ../../nbs/4_runs/11_verdicts.ipynb #dbe5e9eb
 PLAIN = ("nonrobust", "plain")

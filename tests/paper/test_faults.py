@@ -12,7 +12,8 @@ import pytest
 from gradcheck.base import command_folder
 from gradcheck.core import UserError
 from gradcheck.paper import reproduce as reproducing
-from gradcheck.paper.reproduce import as_called, execute
+from gradcheck.paper.reproduce import execute
+from gradcheck.runs.kernels import as_called
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,11 @@ from gradcheck.data.sources import Real
 from gradcheck.paper import claims
 from gradcheck.paper.presets import get_preset
 from gradcheck.runs import chunks, scores
-from gradcheck.runs.chunks import derived
-from gradcheck.runs.scores import references
+from gradcheck.runs.chunks import derived, derived_bytes, derived_row, derived_tables, tensor_digest
+from gradcheck.runs.runs import run
+from gradcheck.runs.scores import real_floor, references, score
+from gradcheck.runs.specs import RunSpec
+from gradcheck.runs.tradeoff import trade_off
 
 
 class Maker:
@@ -86,3 +89,55 @@ def test_what_classifiers_recognise(monkeypatch):
     monkeypatch.setattr("gradcheck.runs.evaluation.recognition", never)
     pd.testing.assert_frame_equal(claims.recognition_of(p), first)
     with pytest.raises(AssertionError, match="it was there"): claims.recognition_of(replace(p, recognised=3))
+
+
+def test_tables_rows_and_bytes_come_back_as_they_were():
+    first = pd.DataFrame(dict(word=["a", "ü b"], n=[1, 2], x=[0.1, np.nan], so=[True, False]))
+    second = pd.DataFrame({"a column, with a comma": [np.float32(1e-30)], "note": [""]})
+    for k in range(2):
+        found = derived_tables("tables", ["a"], lambda: [first, second] if k == 0 else never())
+        for table, known in zip(found, (first, second), strict=True): pd.testing.assert_frame_equal(table, known)
+        row = derived_row("row", ["a"], lambda: {"FID (judge), all": np.float64(0.1), "n": 2} if k == 0 else never())
+        assert row == {"FID (judge), all": 0.1, "n": 2.0}
+        assert derived_bytes("bytes", ["a"], lambda: b"\0a\0" if k == 0 else never()) == b"\0a\0"
+
+
+def test_what_cannot_be_kept_is_no_loss(own_cache):
+    own_cache.write_text("a file where the folder should be")
+    make = Maker()
+    for k in (1, 2):
+        with pytest.warns(UserWarning, match="damaged"): found = derived("kind", ["a"], make)["numbers"].tolist()
+        assert found == [k, k + 1, k + 2]
+
+
+def test_a_digest_knows_shape_kind_and_every_number():
+    x = torch.arange(6.0)
+    assert tensor_digest(x) == tensor_digest(x.clone())
+    others = x.view(2, 3), x.double(), x + torch.tensor([0, 0, 0, 0, 0, 1e-6])
+    assert len({tensor_digest(v) for v in (x, *others)}) == 4
+
+
+@pytest.fixture
+def small_runs():
+    "A reference of few pictures, and two runs that differ in one pixel."
+    real = Real("sportballs", 64, 24, "laptop/judge")
+    one = run(RunSpec(steps=2, count=4), 4)
+    pixel = one.samples.clone()
+    pixel[0, 0, 0, 0] ^= 255
+    return real, one, replace(one, samples=pixel)
+
+
+def test_scores_are_made_once_for_the_same_pictures(small_runs, monkeypatch):
+    real, one, other = small_runs
+    row, floor, curves = score(one, real), real_floor(real, 0, 4), trade_off([one], real, 3)
+    scores.real_factors.cache_clear()
+    references.cache_clear()
+    for name in ("references", "_measured"): monkeypatch.setattr(scores, name, never)
+    monkeypatch.setattr("gradcheck.runs.tradeoff.references", never)
+    np.testing.assert_equal(score(one, real), row)
+    np.testing.assert_equal(real_floor(real, 0, 4), floor)
+    np.testing.assert_equal(trade_off([one], real, 3), curves)
+    scores.real_factors(real, 0)
+    for call in (lambda: score(other, real), lambda: real_floor(real, 0, 5), lambda: trade_off([other], real, 3),
+                 lambda: trade_off([one], real, 4), lambda: score(one, replace(real, count=30))):
+        with pytest.raises(AssertionError, match="it was there"): call()
