@@ -168,8 +168,7 @@ def train(
     root: Optional[Path] = typer.Option(None, help="CelebA: its download; folder: where the classes' folders lie"),
     attribute: Optional[str] = typer.Option(None, help="CelebA: an attribute, by name or index"),
 ):
-    """Train a denoiser, a classifier or an autoencoder; weights and card end up in OUT. Kill it at any time and go on
-    with --resume."""
+    "Train a denoiser, a classifier or an autoencoder into OUT. Kill it at any time and go on with --resume."
     from gradcheck.core import pick_device
     from gradcheck.data.sources import get_dataset
     from gradcheck.models.batches import parse_bytes
@@ -224,8 +223,7 @@ def _say(message, code):
     return code
 
 def prepare():
-    """Make the terminal show what it cannot, threads that wait sleep (two processes on two cores would spin against
-    each other), and functions found where the command is given; refuse what is empty."""
+    "Make the terminal show what it cannot, waiting threads sleep, and functions found here; refuse what is empty."
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")                   # OpenMP reads it when torch is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
