@@ -195,7 +195,7 @@ def time_training(preset="laptop", steps=8):
         stream.close()
     return statistics.median(worked[2:]), statistics.median(waited[2:])
 
-# %% ../../nbs/6_app/06_benchmark.ipynb #23b36527
+# %% ../../nbs/6_app/06_benchmark.ipynb #f8a23c1c
 BESIDE = ("diffusers, unguided", "ours, unguided", "ours, plain")
 
 def beside_diffusers(batches):
@@ -203,6 +203,7 @@ def beside_diffusers(batches):
     row = [row for row in batches if row["precision"] == "float32"][-1]
     return {name: row["seconds"][name] for name in BESIDE} if BESIDE[0] in row["seconds"] else {}
 
+# %% ../../nbs/6_app/06_benchmark.ipynb #23b36527
 def benchmark(preset="laptop", images=64, threads=2, repeats=9):
     """A dict of everything measured, for `json.dumps`: seconds and ratios of sampling steps, by variant, batch size and
     precision; data and training rates, peak memory, the machine. One to two minutes; fewer `images` or `repeats` take

@@ -138,7 +138,7 @@ def test_minutes_on_a_damaged_checkpoint(begun, cli):
     assert status == 2 and "is damaged" in told
 
 
-def test_the_card_names_the_start(tmp_path, cli):
+def test_the_card_names_the_start(tmp_path, cli, quickly_examined):
     assert cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path)[0] == 0
     start = json.loads((tmp_path / "start.json").read_text(encoding="utf-8"))["sha256"]
     assert json.loads((tmp_path / "ddpm.json").read_text(encoding="utf-8"))["start"] == start

@@ -278,7 +278,7 @@ def chunk_bytes(spec, cache): return [chunk_path(spec, images, cache).read_bytes
 
 @pytest.mark.xdist_group("dask")
 def test_a_cluster_leaves_the_same_bytes(cluster, tmp_path):
-    spec = replace(SPEC, count=8)
+    spec = replace(SPEC, steps=3, count=8)
     a = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, cluster, tmp_path / "dask")
     b = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, Local(), tmp_path / "local")
     assert torch.equal(a["a"].samples, b["a"].samples) and not torch.equal(a["a"].samples, a["b"].samples)
@@ -287,7 +287,7 @@ def test_a_cluster_leaves_the_same_bytes(cluster, tmp_path):
 
 @pytest.mark.xdist_group("dask")
 def test_a_worker_killed_in_mid_chunk_costs_that_chunk_only(cluster, tmp_path):
-    spec = replace(SPEC, steps=8, count=12, seed=2)
+    spec = replace(SPEC, steps=5, count=12, seed=2)
     written = {}
 
     def kill_one():
