@@ -172,7 +172,7 @@ def interval(row):
     return "not known" if np.isnan(numbers[0]) else "{:+.3f} ({:+.3f} to {:+.3f})".format(*numbers)
 
 # %% ../../nbs/4_runs/09_records.ipynb #131c6ff7
-KEYS = ("claim", "curve", "run", "variant", "way", "basis", "class", "classifier", "input", "target", "t")
+KEYS = ("claim", "question", "curve", "run", "variant", "way", "basis", "class", "classifier", "input", "target", "t")
 HERE = " (here)"
 
 def keyed(table, keys):

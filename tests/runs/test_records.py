@@ -2,6 +2,7 @@
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 from gradcheck.core import UserError
 from gradcheck.paper.settings import spec_for
 from gradcheck.base import read_json
-from gradcheck.runs.records import read_claims, read_numbers, read_sidecar
+from gradcheck.runs.records import HERE, matched, read_claims, read_numbers, read_sidecar
 from gradcheck.runs.runs import chunk_path, chunks_of, read_chunk, write_chunk
 
 SPEC = spec_for("smoke", "nonrobust", "plain", count=2)
@@ -134,3 +135,14 @@ def test_a_claim_has_numbers_or_nothing_and_a_verdict(tmp_path, wrong):
     assert read_claims(tmp_path / "claims.csv")["claim"].tolist() == ["a", "a"]
     pd.DataFrame([row, row | wrong]).to_csv(tmp_path / "claims.csv", index=False)
     with pytest.raises(UserError, match="is torn; make claims again"): read_claims(tmp_path / "claims.csv")
+
+
+LAPTOP = Path(__file__).parents[2] / "data" / "reference" / "laptop"
+
+
+@pytest.mark.parametrize("path", sorted(LAPTOP.glob("*.csv")), ids=lambda path: path.stem)
+def test_rows_of_each_reference_are_told_apart_and_held_against_themselves(path):
+    table = read_numbers(path)
+    both, columns = matched(table, table, path)
+    assert len(both) == len(table) and columns
+    assert all(both[c].equals(both[c + HERE].rename(c)) for c in columns)
