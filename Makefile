@@ -6,9 +6,6 @@
 #   WRITE_BACK=1            make figures: the executed notebooks go back into nbs/figures
 #   AGAIN=1                 make figures: execute them all, also those of which nothing has changed
 #   FAST=1                  make figures: networks in bfloat16, into results/laptop-bfloat16
-# Threads that wait sleep: two processes on two cores would spin against each other.
-OMP_WAIT_POLICY ?= PASSIVE
-export OMP_WAIT_POLICY
 PYTHON ?= python3
 PIP_ARGS ?=
 WRITE_BACK ?=

@@ -223,8 +223,7 @@ def _say(message, code):
     return code
 
 def prepare():
-    "Make the terminal show what it cannot, waiting threads sleep, and functions found here; refuse what is empty."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")                   # OpenMP reads it when torch is imported
+    "Make the terminal show what it cannot, and functions found where the command is given; refuse what is empty."
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try: here = os.getcwd()
