@@ -27,7 +27,7 @@ FLAGS = [
     "--disable-sync",
 ]
 PATIENCE = 120_000      # ms; the test waits for things to happen, it does not say how fast
-STEPS = int(os.environ.get("EXPLORER_STEPS", 8))      # of the run that is awaited
+STEPS = int(os.environ.get("EXPLORER_STEPS", 16))     # of the run that is awaited
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_person_explores(lab, page, record_property):
     while f"after {STEPS} of {STEPS}" not in (said := status.inner_text()):
         lengths.add(len(curve.get_attribute("d")))
         sources.add(pictures.nth(1).get_attribute("src"))
-        page.wait_for_timeout(150)
+        page.wait_for_timeout(50)
     assert len(lengths) > 2 and len(sources) > 2 and noise not in sources, said
     seconds["longest silence of the page while sampling"] = page.evaluate("gap") / 1000
     assert curve.get_attribute("d").count("L") == STEPS - 2  # no cosine for the first step
