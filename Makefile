@@ -39,7 +39,7 @@ test: .venv/installed lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup --durations 8 tests
 
-# For who edits: the notebooks that differ from the last commit, and the tests that take less than a second of CPU each.
+# For who edits: the notebooks that differ from the last commit, and the tests that take less than 0.3 s of CPU each.
 CHANGED = $$(git diff --name-only --diff-filter=d HEAD -- 'nbs/*.ipynb'; git ls-files -o --exclude-standard 'nbs/*.ipynb')
 test-fast: .venv/installed lint
 	for f in $(CHANGED); do case $$f in nbs/figures/*|nbs/tutorials/*) ;; \

@@ -14,7 +14,7 @@ import torch
 
 torch.set_num_threads(1)
 DURATIONS = Path(__file__).parent / "durations.json"       # test -> CPU seconds, written by durations.py
-LONG = 1.0                                                 # what takes so many seconds is left out by --fast
+LONG = 0.3                                                 # what takes so many seconds is left out by --fast
 FIRST = 5.0                                                # and what takes so many comes first
 
 
