@@ -43,7 +43,8 @@ def finalists(table):
     others = [row for way, row in best.items() if way != "plain"]
     top = max((row["success"] for row in others), default=0.0)
     even = sorted((row for row in others if row["success"] >= top - EVEN / 2), key=lambda row: price(row["way"]))
-    return [best[way] for way in ("plain",) if way in best] + even[:1]
+    plain = [best["plain"]] if "plain" in best else []
+    return plain + even[:1]
 
 # %% ../../nbs/6_app/09_advice.ipynb #1e7efa5b
 def made_up(**means):

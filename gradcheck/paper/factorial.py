@@ -15,11 +15,10 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from ..base import read_json
 from ..core import counter_bits, located, project_root
 from ..runs.cells import SMALLEST, decide_all, over_cells
 from .study_evidence import at_equal_energy, cube
-from .study_results import CELL, unpacked
+from .study_results import CELL, known_at, unpacked
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #bc84970f
 MEMORIES = {"rescaled": "adam_rescaled", "as they are": "adam,eps=1e-4"}     # what the betas are -> ADAM with them
@@ -104,8 +103,7 @@ def read_factorial(folder=None):
 
 def known_adam():
     "What adam.json in the repository says of its runs."
-    return read_json(adam_folder() / "adam.json", "what is known of ADAM's parts", "restore it (git checkout "
-                     "data/reference)")
+    return known_at(adam_folder() / "adam.json", "ADAM's parts")
 
 def differences_of(question, reached, column):
     "The differences (classifiers, classes, images) that a question asks after."

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from ..base import read_json
 from ..core import counter_bits, located, project_root
 from .study_evidence import at_equal_energy, cube
-from .study_results import CELL, unpacked
+from .study_results import CELL, known_at, unpacked
 from .variants import VARIANTS
 from ..runs.cells import FEWEST, LEVEL, SMALLEST, decide_all, over_cells
 from ..runs.ranks import weights_of, with_interval
@@ -79,8 +78,7 @@ def read_frontiers(folder=None):
 
 def known_frontiers():
     "What frontiers.json in the repository says of its runs."
-    return read_json(frontiers_folder() / "frontiers.json", "what is known of the frontiers", "restore it (git "
-                     "checkout data/reference)")
+    return known_at(frontiers_folder() / "frontiers.json", "the frontiers")
 
 def matched(outcomes, costs, by):
     "The outcomes of each way in as many steps as `MATCHES` says; of those ways of which there are all cells."

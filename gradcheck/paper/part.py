@@ -50,7 +50,8 @@ def beside(here, study):
 
 # %% ../../nbs/5_paper/29_part.ipynb #d0183885
 def part_of_study(preset="laptop"):
-    "(outcomes of the part computed here, or from the cache; table of `beside`; largest difference of one image)."
+    """(outcomes of the part computed here, or from the cache; table of `beside`; by how much the judge's probability of
+    each image differs from the study's)."""
     study = PARTS.get(preset, PART)
     cells = cells_of(study)
     here = outcomes(runs_along(cells, known_scales(cells, study), study))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELL', 'COLUMNS', 'study_folder', 'as_csv', 'packed', 'write_files', 'write_study', 'unpacked', 'read_study', 'named',
-           'known_study']
+           'known_at', 'known_study']
 
 # %% ../../nbs/5_paper/20_study_results.ipynb #f8ade5e2
 import gzip
@@ -79,7 +79,10 @@ def named(claims):
     "Claims, each called by its text, protocol and reader."
     return claims.assign(claim=claims["claim"] + " [" + claims["protocol"] + ", " + claims["reader"] + "]")
 
+def known_at(path, what):
+    "What a JSON file in data/reference says of the runs of `what`; `UserError` if it is absent or damaged."
+    return read_json(path, f"what is known of {what}", "restore it (git checkout data/reference)")
+
 def known_study():
     "What study.json in the repository says of its study."
-    return read_json(study_folder() / "study.json", "what is known of the study", "restore it (git checkout "
-                     "data/reference)")
+    return known_at(study_folder() / "study.json", "the study")
