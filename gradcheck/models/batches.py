@@ -143,8 +143,9 @@ def resident_bytes(device):
     if str(device).startswith("cuda"): return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
 
-def fitting(budget, work, reserved, device="cpu", largest=1024):
-    "The `MicroBatch` that fits into `budget` bytes beside `reserved` bytes; `UserError` if not even one image does."
+def fitting(budget, work, reserved, device="cpu", largest=1024, tile=TILE):
+    """The `MicroBatch`, in whole tiles where one fits, that `budget` bytes hold beside `reserved` bytes; `UserError` if
+    not even one image does."""
     fixed, per_image = step_bytes(work)
     occupied = resident_bytes(device) + reserved + fixed
     size = min(int((0.9 * budget - occupied) // per_image), largest)
@@ -153,4 +154,4 @@ def fitting(budget, work, reserved, device="cpu", largest=1024):
             f"a memory of {budget / 1e9:.2f} GB is not enough: one image needs {(occupied + per_image) / 0.9e9:.2f} "
             "GB; give more (--memory), or --checkpointing."
         )
-    return MicroBatch(size // TILE * TILE, TILE) if size >= TILE else MicroBatch(size, size)
+    return MicroBatch(size // tile * tile, tile) if size >= tile else MicroBatch(size, size)

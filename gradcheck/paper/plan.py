@@ -54,7 +54,7 @@ def needed_runs(figure, preset, cache, **changes):
 
     def there(specs):
         pilots.extend(specs)
-        return all(chunk_path(spec, range(TILE), cache).is_file() for spec in specs)
+        return all(chunk_path(spec, range(spec.count), cache).is_file() for spec in specs)
 
     def scales(spec, energies):
         energy = ENERGY * p.energy_unit

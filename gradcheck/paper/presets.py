@@ -12,6 +12,7 @@ from typing import Optional
 
 from ..core import UserError, choose
 from ..data.sources import Real
+from ..models.batches import TILE
 from ..models.catalogue import denoiser_card
 from ..models.ddpm import DDPM
 from ..models.training import Recipe
@@ -65,6 +66,11 @@ class Preset(Sizes, Models):
     precision: str = "float32"   # of the networks while sampling
     switches: dict = field(default_factory=dict)      # fields of `RunSpec` that differ from their defaults
     adam: str = "adam"           # what ADAM is
+
+    @property
+    def tile(self):
+        "To multiples of how many images batches are filled up, lest neighbours change an image's last bits."
+        return min(self.chunk, TILE)
 
     @property
     def reference(self):

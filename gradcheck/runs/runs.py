@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..core import UserError, image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.sampling import OBJECTIVES, Guidance, NonFinite, guided_steps
-from ..models.batches import MicroBatch, fitting, tiled
+from ..models.batches import TILE, MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
 from ..models.networks import in_precision
@@ -104,11 +104,12 @@ def steps_of(spec, images, device="cpu", micro_batch=64):
 # %% ../../nbs/4_runs/02_runs.ipynb #8c9012cf
 @dataclass(frozen=True)
 class Machine:
-    """What computes a chunk: a device, a budget of bytes (None: micro-batches of images), and whether activations are
-    computed again instead of kept."""
+    """What computes a chunk: a device, a budget of bytes (None: micro-batches of images), whether activations are
+    computed again instead of kept, and to multiples of how many images a batch is filled up (1: as they come)."""
     device: str = "auto"
     memory: Optional[int] = None
     checkpointing: bool = False
+    tile: int = TILE
 
 # %% ../../nbs/4_runs/02_runs.ipynb #3b861a62
 NULL_IMAGES = 64
@@ -122,7 +123,7 @@ def micro_batch_of(spec, count, machine):
     device = pick_device(machine.device)
     denoiser, guidance = models(spec, device)[0], guidance_of(spec, device)
     denoiser.set_checkpointing(machine.checkpointing)
-    if machine.memory is None: return MicroBatch()
+    if machine.memory is None: return MicroBatch(tile=machine.tile)
     t, _ = spec.diffusion.timesteps(spec.steps)[0]
 
     def step(n):
@@ -130,7 +131,7 @@ def micro_batch_of(spec, count, machine):
         return guidance.evaluate(spec.diffusion, denoiser, x_t, t, MicroBatch(n, tile=1))
 
     step(1)                                                              # what is made once is not counted
-    return fitting(machine.memory, step, bytes_kept(spec, count), device)
+    return fitting(machine.memory, step, bytes_kept(spec, count), device, tile=machine.tile)
 
 # %% ../../nbs/4_runs/02_runs.ipynb #7e1c082a
 def judgement(classifier, images, batch=64): return torch.cat([classifier(x).float() for x in images.split(batch)])

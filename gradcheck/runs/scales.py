@@ -42,10 +42,11 @@ def is_small(spec):
     return spec.count < TILE and spec.steps > FEW
 
 def probe_of(spec):
-    "The probe of a setting, whatever its scale; of a small one in fewer steps, if any of them guides."
-    probe = replace(spec, scale=PROBE, count=TILE)
+    "The probe of a setting, whatever its scale; of a small one its own images in fewer steps, if any of them guides."
+    if not is_small(spec): return replace(spec, scale=PROBE, count=TILE)
+    probe = replace(spec, scale=PROBE)
     fewer = replace(probe, steps=max(spec.steps // 5, FEW))
-    return fewer if is_small(spec) and reach(fewer) else probe
+    return fewer if reach(fewer) else probe
 
 def probe_specs(specs):
     "The probes of those settings whose scale is not known yet."

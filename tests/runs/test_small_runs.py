@@ -35,7 +35,7 @@ def test_pilots_of_the_laptops_preset_are_what_they_always_were(mode):
 def test_a_small_run_has_one_pilot_that_costs_at_most_a_quarter(steps, count):
     spec = plain(steps=steps, count=count)
     (pilot,) = pilot_specs(spec)
-    whole = TILE * spec.calls                                   # the run is filled up to a tile, as the pilot is
+    whole = spec.count * spec.calls
     assert is_small(spec) and pilot == probe_of(spec) and pilot.count * pilot.calls <= whole / 4
 
 
