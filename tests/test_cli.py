@@ -254,7 +254,8 @@ def test_evaluate(cli, tmp_path):
 
 
 def test_bench(cli, tmp_path):
-    code, out, _ = cli("bench", "--images", "4", "--repeats", "1", "--out", tmp_path / "bench.json")
+    asked = ("--preset", "smoke", "--images", "4", "--repeats", "1")
+    code, out, _ = cli("bench", *asked, "--out", tmp_path / "bench.json")
     result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert (
         code == 0

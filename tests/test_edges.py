@@ -135,7 +135,7 @@ FEW = [
     ("--where", "unguided", "--steps", "1"),
     ("--where", "unguided", "--steps", "2"),
     ("--where", "unguided", "--steps", "4"),
-    ("--interval", "10-9", "--steps", "4"),
+    ("--interval", "100-90", "--steps", "4"),
     ("--scale", "0", "--steps", "3"),
     ("--steps", "1"),
     ("--steps", "2", "--stabilizer", "adam"),

@@ -27,7 +27,7 @@ from ..models.networks import in_precision
 from ..pictures import uint8_to_images
 from .chunks import cache_folder, candidates_of, chunk_path, chunks_of, favourites, picture_of
 from .chunks import read_chunk, write_chunk
-from .specs import PLACES, SAMPLERS, STATES, RunSpec
+from .specs import PLACES, SAMPLERS, STATES, RunSpec, check_guided
 
 _all_ = ["cache_folder", "chunks_of", "chunk_path", "read_chunk", "write_chunk"]
 
@@ -222,8 +222,9 @@ def run_all(specs, chunk=16, engine=None, cache=None):
     a progress bar (images x steps) while the rest is computed.
 
     Each finished chunk is written at once, so a killed call loses only what was under way. Raises `UserError` if the
-    results do not fit into memory."""
+    results do not fit into memory, or a setting guides at none of its steps."""
     check_room(specs.values())
+    for spec in specs.values(): check_guided(spec)
     cache = Path(cache or cache_folder())
     paths = {
         label: {chunk_path(spec, images, cache): (label, spec, images) for images in chunks_of(spec, chunk)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_IMAGES', 'MOST_VISITS', 'PROBE', 'PLACES', 'SAMPLERS', 'STARTS', 'STATES', 'CHOICES', 'ADDED', 'number',
            'check_range', 'check_images', 'parse_interval', 'Fields', 'Described', 'Composed', 'exact_numbers',
-           'check_numbers', 'check_same_classes', 'check_logits', 'key_of', 'RunSpec']
+           'check_numbers', 'check_same_classes', 'check_guided', 'check_logits', 'key_of', 'RunSpec']
 
 # %% ../../nbs/4_runs/01_specs.ipynb #5ebfb917
 import hashlib
@@ -189,6 +189,16 @@ def check_same_classes(names, shape, what="the judge"):
             f"{what} {str(names[1])!r} knows the classes {listing(others)}, the classifier {str(names[0])!r} "
             f"{listing(classes)}; give one for the same classes in the same order."
         )
+
+def check_guided(spec):
+    "`UserError` unless one of the time steps that a run visits lies in its interval."
+    if spec.interval is None: return
+    visited = [t for t, _ in spec.diffusion.timesteps(spec.steps)]
+    if any(spec.schedule(t) is not None for t in visited): return
+    raise UserError(
+        f"the guidance interval {spec.interval[0]}-{spec.interval[1]} holds none of the {spec.steps} time steps that "
+        f"are visited ({', '.join(map(str, visited[:4]))} ...); widen it, or take more steps."
+    )
 
 def check_logits(spec):
     "`UserError` unless the objective fits the number of logits of each classifier that guides."

@@ -267,10 +267,13 @@ def test_bytes_that_are_none(text):
 distributed = pytest.importorskip("distributed")
 
 
+FOURS = Machine(tile=4)                                    # chunks of four images, filled up to no more
+
+
 @pytest.fixture(scope="module")
 def cluster():
     from gradcheck.runs.cluster import Dask
-    with Dask("local", workers=2) as engine: yield engine
+    with Dask("local", FOURS, workers=2) as engine: yield engine
 
 
 def chunk_bytes(spec, cache): return [chunk_path(spec, images, cache).read_bytes() for images in chunks_of(spec, 4)]
@@ -280,7 +283,7 @@ def chunk_bytes(spec, cache): return [chunk_path(spec, images, cache).read_bytes
 def test_a_cluster_leaves_the_same_bytes(cluster, tmp_path):
     spec = replace(SPEC, steps=3, count=8)
     a = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, cluster, tmp_path / "dask")
-    b = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, Local(), tmp_path / "local")
+    b = run_all({"a": spec, "b": replace(spec, seed=1)}, 4, Local(FOURS), tmp_path / "local")
     assert torch.equal(a["a"].samples, b["a"].samples) and not torch.equal(a["a"].samples, a["b"].samples)
     assert chunk_bytes(spec, tmp_path / "dask") == chunk_bytes(spec, tmp_path / "local")
 
@@ -301,7 +304,7 @@ def test_a_worker_killed_in_mid_chunk_costs_that_chunk_only(cluster, tmp_path):
     result = run(spec, 4, cluster, tmp_path)
     killer.join()
     assert written and all(p.stat().st_mtime_ns == t for p, t in written.items())
-    assert torch.equal(result.samples, run(spec, 4, Local(), tmp_path / "local").samples)
+    assert torch.equal(result.samples, run(spec, 4, Local(FOURS), tmp_path / "local").samples)
 
 
 @pytest.mark.xdist_group("dask")

@@ -207,6 +207,14 @@ def test_costs():
         if label.endswith("equal cost"): assert cost(spec) == pytest.approx(50 * COST["x0_hat"], rel=0.05), label
 
 
+@pytest.mark.parametrize("steps, interval", [(5, (300, 295)), (2, (398, 396)), (1, (398, 0))])
+def test_an_interval_between_two_steps_is_refused_not_left_unguided(steps, interval, own_cache):
+    "Each of the sampling steps passes it by."
+    with pytest.raises(UserError, match=f"holds none of the {steps} time steps"):
+        run(replace(SPEC, steps=steps, count=1, interval=interval))
+    assert not own_cache.exists()
+
+
 def test_an_interval_and_recurrence_in_a_run():
     some = run(replace(SPEC, interval=(300, 100), scale=20.0), 6)
     inside = (some.times <= 300) & (some.times >= 100)
