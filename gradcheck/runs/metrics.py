@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND', 'SMALLEST', 'DISC', 'judge_features', 'inception_features', 'inception_path', 'load_inception',
-           'has_covariance', 'FID', 'draws_with_replacement', 'trace_of_root', 'by_images', 'by_features',
+           'has_covariance', 'trace_of_root', 'by_images', 'by_features', 'FID', 'draws_with_replacement',
            'resampled_fid', 'precision_recall', 'patches_of', 'is_round', 'find_ball', 'find_balls',
            'picture_statistics']
 
@@ -58,40 +58,13 @@ def load_inception(path=None, folder="data", device="cpu"):
         ) from None
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #32327f54
-class _Features(nn.Identity):
-    "What torchmetrics takes for a network: the features are there already."
-    def __init__(self, num_features):
-        super().__init__()
-        self.num_features = num_features
-
 def has_covariance(features):
     "Do features (N, D) have a covariance? One image has none, and numbers that are not finite have none."
     return len(features) > 1 and bool(torch.as_tensor(features).isfinite().all())
 
-class FID:
-    """FID to the images with features `real` (M, D), M >= 2, for features (N, D): Heusel et al. 2017, computed by
-    torchmetrics in float64; NaN where N < 2 or a feature is not finite."""
-    def __init__(self, real):
-        from torchmetrics.image.fid import FrechetInceptionDistance        # slow to import
-        network = _Features(real.shape[1])
-        self.metric = FrechetInceptionDistance(network, reset_real_features=False).set_dtype(torch.float64)
-        self.metric.update(real.double(), real=True)
-
-    def __call__(self, features):
-        if not has_covariance(features): return float("nan")
-        self.metric.reset()
-        self.metric.update(features.double(), real=False)
-        return self.metric.compute().item()
-
-# %% ../../nbs/4_runs/05_metrics.ipynb #f275d429
-def draws_with_replacement(n, resamples, seed=0):
-    """Bootstrap indices (resamples, n), a function of the seed alone; the first row is 0, 1, ..., n - 1: the sample
-    itself."""
-    drawn = counter_integers(n, seed, np.arange((resamples - 1) * n)).reshape(resamples - 1, n)
-    return np.concatenate([np.arange(n)[None], drawn])
-
 def trace_of_root(product): return torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
 
+# %% ../../nbs/4_runs/05_metrics.ipynb #41160978
 def by_images(x, cov):
     """FID as a function of rows, by matrices of images x images; `x` (N, D) is centred at the real mean, `cov` (D, D)
     real."""
@@ -105,7 +78,7 @@ def by_images(x, cov):
         return g.mean() + cov.trace() + spread - 2 * trace_of_root(centred / (len(i) - 1))
     return fid
 
-# %% ../../nbs/4_runs/05_metrics.ipynb #59c69aa1
+# %% ../../nbs/4_runs/05_metrics.ipynb #654839f4
 def by_features(x, cov):
     "The same by matrices of features x features, for more images than features."
     values, vectors = torch.linalg.eigh(cov)
@@ -116,12 +89,34 @@ def by_features(x, cov):
         return apart + cov.trace() + fake.trace() - 2 * trace_of_root(root @ fake @ root)
     return fid
 
-def resampled_fid(real, features, rows):
-    """The FID to `real` (M, D) of the `features` (N, D) picked by each row of indices `rows` (R, n), float64 (R,);
-    equal to `FID` (tested), NaN where that is."""
+# %% ../../nbs/4_runs/05_metrics.ipynb #96dd19bf
+class FID:
+    """FID to the images with features `real` (M, D), M >= 2, for features (N, D): Heusel et al. 2017, in float64; NaN
+    where N < 2 or a feature is not finite."""
+    def __init__(self, real):
+        self.mean = real.double().mean(0)
+        self.cov = torch.cov(real.double().T)
+
+    def of_rows(self, features):
+        "The FID of features as a function of the indices of some of them, (n,)."
+        by = by_images if len(features) <= features.shape[1] else by_features
+        return by(features.double() - self.mean, self.cov)
+
+    def __call__(self, features):
+        if not has_covariance(features): return float("nan")
+        return self.of_rows(features)(torch.arange(len(features))).item()
+
+# %% ../../nbs/4_runs/05_metrics.ipynb #8bbcf6dd
+def draws_with_replacement(n, resamples, seed=0):
+    """Bootstrap indices (resamples, n), a function of the seed alone; the first row is 0, 1, ..., n - 1: the sample
+    itself."""
+    drawn = counter_integers(n, seed, np.arange((resamples - 1) * n)).reshape(resamples - 1, n)
+    return np.concatenate([np.arange(n)[None], drawn])
+
+def resampled_fid(fid, features, rows):
+    "A `FID` of the `features` (N, D) picked by each row of indices `rows` (R, n), float64 (R,); NaN where that is."
     if not has_covariance(features): return np.full(len(rows), np.nan)
-    mean, cov = real.double().mean(0), torch.cov(real.double().T)
-    of_rows = (by_images if len(features) <= features.shape[1] else by_features)(features.double() - mean, cov)
+    of_rows = fid.of_rows(features)
     return torch.stack([of_rows(i) for i in torch.as_tensor(rows)]).numpy()
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #fa2f81c9

@@ -32,7 +32,7 @@ def _resampled(runs, real, resamples):
     rows = draws_with_replacement(len(runs[0].samples), resamples)
     probability = np.stack([r.judge[:, r.spec.target].double().numpy()[rows].mean(1) for r in runs], 1)
     features = [reference.extract(uint8_to_images(r.samples)) for r in runs]
-    def fid(kind): return np.stack([resampled_fid(reference.data[kind], f, rows) for f in features], 1)
+    def fid(kind): return np.stack([resampled_fid(reference.fid[kind], f, rows) for f in features], 1)
     return {"probability": probability, "target": fid("target"), "all": fid("all")}
 
 # %% ../../nbs/4_runs/10_tradeoff.ipynb #c07560b8

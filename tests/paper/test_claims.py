@@ -104,7 +104,7 @@ def test_fid_differences_cover_at_the_nominal_rate():
     for _ in range(300):
         common = rng.normal(size=(40, 6))
         a, b = (torch.as_tensor(s * common + m + rng.normal(0, 0.3, (40, 6))) for s, m in ((1.0, 0.5), (1.3, 0.0)))
-        effects.append(resampled(*(resampled_fid(real, x, rows) for x in (a, b)), 1))
+        effects.append(resampled(*(resampled_fid(FID(real), x, rows) for x in (a, b)), 1))
     truth = np.mean([e.mean for e in effects])
     assert 0.91 <= np.mean([e.low <= truth <= e.high for e in effects]) <= 0.98
 
