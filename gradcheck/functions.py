@@ -139,13 +139,14 @@ def _forget(folder):
     "Helpers that were imported from beside another FILE.py, or before an edit, are read again."
     beside = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
     for module, loaded in list(sys.modules.items()):
+        if module.partition(".")[0] not in beside - {"gradcheck", "__main__"}: continue
         file = getattr(loaded, "__file__", None)
         foreign = (
             not file
             or {"site-packages", "dist-packages"} & set(Path(file).parts)
             or STDLIB in Path(file).resolve().parents
         )
-        if module.partition(".")[0] in beside - {"gradcheck", "__main__"} and not foreign: del sys.modules[module]
+        if not foreign: del sys.modules[module]
     importlib.invalidate_caches()
 
 def _imported(module):

@@ -1,9 +1,9 @@
-"""A warm process that imports torch, gradcheck and Jupyter once, and forks whoever asks for a Python.
+"""A warm process that imports torch, gradcheck and Jupyter once, turns the balls, and forks whoever asks for a Python.
 
 A fork is a process of its own, with folder, environment, arguments, signals and exit code of its own; only the seconds
-of importing are saved. `Forked` is called like `subprocess.Popen`, `run` like `subprocess.run`. As a script, this file
-is the server: a request is one JSON message on a Unix socket, with the three standard streams; the answers are the
-child's number and, when it has ended, its exit code and the CPU seconds of all children until then."""
+of importing and turning are saved. `Forked` is called like `subprocess.Popen`, `run` like `subprocess.run`. As a
+script, this file is the server: a request is one JSON message on a Unix socket, with the three standard streams; the
+answers are the child's number and, when it has ended, its exit code and the CPU seconds of all children until then."""
 import contextlib
 import importlib
 import json
@@ -211,6 +211,17 @@ def fork(connection, base, others):
     child(request, base)
 
 
+def warm_balls():
+    "Draw and turn the balls, in all sizes; on one thread, since a fork would miss the others."
+    import torch
+
+    from gradcheck.data.sportballs import SportBalls
+    torch.set_num_threads(1)
+    data = SportBalls()
+    for label in range(len(data.classes)):
+        for size in data.sizes: data.rotations(label, size)
+
+
 def serve(number, parent):
     "Fork for whoever connects, until the parent is gone; tell each how its child ended."
     server, base, waiting = socket.socket(fileno=number), list(sys.path[1:]), {}
@@ -218,6 +229,7 @@ def serve(number, parent):
     base = [p for p in base if p not in given]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for name in BEFOREHAND: importlib.import_module(name)
+    warm_balls()
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)

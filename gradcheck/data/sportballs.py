@@ -8,7 +8,7 @@ __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprite
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #19ae5660
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +120,7 @@ def _load_sprite(file):
     return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #eece2dcb
+@lru_cache(maxsize=48)                # all data of the same balls share them
 @torch.no_grad()
 def render_rotations(sprite, size, oversample=4):
     "A premultiplied sprite (4, S, S) at `size` px in 360 rotations of one degree, uint8 (360, size, size, 4)."
@@ -196,10 +197,7 @@ class Windows(Factors):
             label, x, y, angle, size = (f[name][n, k] for name in ("label", "x", "y", "rotation", "size"))
             yield (n, slice(y, y + size), slice(x, x + size)), self.rotations(label, size)[angle]
 
-    def rotations(self, label, size):
-        key = int(label), int(size)
-        if key not in self._rendered: self._rendered[key] = render_rotations(self.sprites[self.classes[key[0]]], key[1])
-        return self._rendered[key]
+    def rotations(self, label, size): return render_rotations(self.sprites[self.classes[int(label)]], int(size))
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #cf5f839f
 class Painted(Windows):
@@ -247,4 +245,3 @@ class SportBalls(Painted):
         choose("target", target, ("class", *(f"contains {name}" for name in self.classes)))
         self.indices, self.seed, self.draws, self.canvas, self.base = indices, seed, draws, canvas, base
         self.balls, self.target, self.sizes = balls, target, [round(base * s) for s in self.scales]
-        self._rendered = {}
