@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'ENERGY_WANTED', 'EQUAL', 'TRIES', 'control', 'told_apart', 'column', 'classifier_menu',
-           'target_menu', 'where_menu', 'stabilizer_menu', 'variant_of', 'Controls', 'shared_controls', 'Worker',
-           'sentence_of']
+           'target_menu', 'where_menu', 'stabilizer_menu', 'variant_of', 'Controls', 'shared_controls',
+           'best_precision', 'of_precision', 'Worker', 'sentence_of']
 
 # %% ../../nbs/6_app/04_controls.ipynb #3ccd7b0f
 import threading
@@ -21,6 +21,7 @@ from ..models.catalogue import class_names, classifier_card
 from ..paper.presets import ROLES
 from ..paper.settings import known_scale, spec_for
 from ..paper.variants import VARIANTS
+from ..runs.pace import faster_precision
 from ..runs.specs import PLACES, PROBE
 
 # %% ../../nbs/6_app/04_controls.ipynb #6dd93e44
@@ -160,6 +161,15 @@ def shared_controls(preset):
         energy=control(widgets.FloatText, "energy", "that Equal energy aims at", value=wanted),
         both=control(widgets.Checkbox, "A | B", "two settings side by side", value=True),
     )
+
+# %% ../../nbs/6_app/04_controls.ipynb #9a48d425
+def best_precision(preset, device):
+    "The precision of a preset's networks in which plain guidance makes frames fastest on a device."
+    return faster_precision(spec_for(preset, list(preset.classifiers)[-1], "plain"), IMAGES, device)
+
+def of_precision(preset):
+    "What a person should know of a preset's precision, in a sentence; nothing of float32."
+    return "" if preset.precision == "float32" else f" The networks run in {preset.precision} here."
 
 # %% ../../nbs/6_app/04_controls.ipynb #668f4fbd
 class Worker:

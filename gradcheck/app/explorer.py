@@ -15,7 +15,8 @@ from dataclasses import replace
 import ipywidgets as widgets
 from markupsafe import Markup
 
-from .controls import EQUAL, IMAGES, STEPS, TRIES, Controls, Worker, column, sentence_of, shared_controls
+from .controls import EQUAL, IMAGES, STEPS, TRIES, Controls, Worker, best_precision, column, of_precision
+from .controls import sentence_of, shared_controls
 from .display import COPY, HTML, STYLE_SHEET, screen
 from .trajectories import COLORS, Trajectory, before, code_of, length, record
 from ..core import UserError, pick_device, project_root
@@ -218,7 +219,7 @@ class Explorer(Sampling):
         acts = {"Sample": self.sample, "Stop": self.worker.stop, "Equal energy": self.equalise, "Save": self.save}
         super().__init__(preset, stabilizers, acts)
         self.screen.show(self.specs(), device)
-        self.rest("This is the noise that sampling starts from. Press Sample.")
+        self.rest(f"This is the noise that sampling starts from. Press Sample.{of_precision(preset)}")
 
     def save(self): self.worker.start(self._save)
 
@@ -238,11 +239,12 @@ class Explorer(Sampling):
 # %% ../../nbs/6_app/05_explorer.ipynb #12663549
 def explore(preset="laptop", stabilizers=(), device="auto", out="results/explorer", **models):
     """The explorer, as a widget. `stabilizers` are offered in addition (MODULE:CLASS or FILE.py:CLASS); `models` of
-    your own are `denoiser`, `classifier`, `robust` and `judge`, named as in catalogue.
-
-    What is wrong with them is told in a sentence, as a widget too."""
+    your own are `denoiser`, `classifier`, `robust` and `judge`, named as in catalogue; `precision` is measured at the
+    start unless it is given. What is wrong with them is told in a sentence, as a widget too."""
     try:
+        device = pick_device(device)
         p = preset_for(preset, **models)
+        if "precision" not in models: p = replace(p, precision=best_precision(p, device))
         if p.scales: p = replace(p, scales={RunSpec.objective: EQUAL})
-        return Explorer(p, stabilizers, pick_device(device), out)
+        return Explorer(p, stabilizers, device, out)
     except UserError as e: return widgets.HTML(str(HTML.refusal(Markup(STYLE_SHEET), sentence_of(e))))

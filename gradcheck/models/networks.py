@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
-           'in_precision', 'seconds_of', 'peak_rate', 'check_pays', 'differentiable', 'gradient_of']
+           'in_precision', 'as_guide', 'seconds_of', 'peak_rate', 'differentiable', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
 import time
@@ -84,6 +84,11 @@ def in_precision(network, precision):
     "The network as it is for float32, else as `Autocast`."
     return network if PRECISIONS[precision] is None else Autocast(network, precision)
 
+def as_guide(classifier, precision, device):
+    """A classifier that guides in a precision: on a CPU as it is, since the gradient of a depthwise convolution in half
+    precision takes longer there than all others save."""
+    return classifier if torch.device(device).type == "cpu" else in_precision(classifier, precision)
+
 # %% ../../nbs/2_models/04_networks.ipynb #1b9a4601
 def seconds_of(call):
     "How long a call takes."
@@ -96,14 +101,6 @@ def peak_rate(precision, size=2048, rounds=5):
     `rounds`."""
     a = torch.ones(size, size, dtype=PRECISIONS[precision] or torch.float32)
     return 2 * size**3 / min(seconds_of(partial(torch.mm, a, a)) for _ in range(rounds + 1))
-
-def check_pays(precision, size=1024):
-    "`UserError` unless this machine's CPU computes at least as fast in one of `PRECISIONS` as in float32."
-    if PRECISIONS[precision] is None: return
-    here, plain = peak_rate(precision, size), peak_rate("float32", size)
-    if here < plain:
-        raise UserError(f"networks in {precision} would be slower on this machine than in float32 (a matrix product "
-                        f"reaches {here / 1e9:.0f} GFLOP/s, in float32 {plain / 1e9:.0f}); leave the precision out.")
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):

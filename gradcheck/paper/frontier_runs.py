@@ -21,12 +21,13 @@ from ..core import located, pick_device
 from ..guidance.sampling import NonFinite
 from .frontiers import COSTS, FRONTIER_WAYS, MATCHES, OUTCOMES, PAPER, dominated, matched, ranking
 from .frontiers import reached, read_frontiers, said_of_domination, said_of_ranks
-from .plan import duration, seconds_per_image_step
+from .plan import duration
 from .settings import spec_for
 from .study import PILOT_IMAGES, Study, cells_of, known_cells, scales_of, spec_of, under
 from .study_results import unpacked, write_files
 from .study_runs import outcome_rows, runs_along
 from ..runs.chunks import candidates_of, derived
+from ..runs.pace import seconds_per_image_step
 from ..runs.quality import kid_to, real_quality
 from ..runs.runs import steps_of
 from ..runs.scales import PILOTS, share_of, three_digits

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 
 from ..core import UserError, pick_device
 from .page import markdown, summary
-from .plan import duration, seconds_per_image_step
+from .plan import duration
 from .saved import provenance
 from .study import FULL, cells_of, known_cells, pilot_of, pilot_scales, pilots, scales_of, spec_of
 from .study_results import named, study_folder, write_files, write_study
 from .study_runs import base_rates, outcomes, qualities, runs_along, scale_rows, similarities
 from ..runs.loose import is_computed
+from ..runs.pace import seconds_per_image_step
 from ..runs.records import machine_of
 from ..runs.scales import PILOTS
 from ..runs.specs import PROBE

@@ -21,10 +21,11 @@ from ..guidance.microscope import cosine_between, low_frequency_share, masked_sh
 from ..guidance.sampling import OBJECTIVES, Ancestral
 from ..models.ddpm import predict
 from ..models.networks import as_it_likes
-from .plan import duration, seconds_per_image_step
+from .plan import duration
 from .study import FULL, PILOT_IMAGES, cells_of, spec_of
 from .study_results import packed, study_folder, unpacked
 from ..runs.chunks import derived
+from ..runs.pace import seconds_per_image_step
 from ..runs.runs import models
 
 # %% ../../nbs/5_paper/24_measured.ipynb #3a37db49

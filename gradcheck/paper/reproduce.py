@@ -17,7 +17,6 @@ from importlib.util import find_spec
 
 from ..base import read_json
 from ..core import UserError, choose, make_folder, project_root, write_bytes
-from ..models.networks import check_pays
 from .compare import compare, reference_folder
 from .figures import FIGURES, figure_specs
 from .page import claims_text, write_page
@@ -25,10 +24,11 @@ from .plots import LARGEST, committed, notebook_text
 from .plan import made_of
 from .presets import get_preset
 from .saved import PRESET_PARAMETERS, RESTORE, SPEC_PARAMETERS, check_parameters, figure_runs
-from .settings import check_classes, folder_of, preset_for, setting_of
+from .settings import check_classes, folder_of, preset_for, setting_of, spec_for
 from .stamps import is_kept, stamped
 from ..runs.cluster import computes_here
 from ..runs.kernels import Shelf, run_notebook, shelf, side_by_side
+from ..runs.pace import check_pays
 from ..runs.records import read_claims
 from ..runs.runs import cache_folder
 from ..runs.together import at_once
@@ -188,7 +188,7 @@ def reproduce(figures=(), preset="laptop", out="results", seed=0, parameters=Non
     figures, p, changes = checked(figures, preset, seed, parameters)
     setting = setting_of(dict(parameters, seed=seed))
     if in_place: check_writable(p, setting)
-    if "precision" in setting and computes_here(engine): check_pays(p.precision)
+    if "precision" in setting and computes_here(engine): check_pays(spec_for(p, list(p.classifiers)[-1], "x0_hat"))
     root = project_root() / out                                         # an absolute `out` stands for itself
     folder = make_folder(root / folder_of(p, setting))
     if not find_spec("papermill"): return without_papermill(figures, p, changes, engine, report)

@@ -23,7 +23,7 @@ from ..guidance.sampling import OBJECTIVES, Guidance, NonFinite, guided_steps
 from ..models.batches import TILE, MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.classifiers import class_probabilities
-from ..models.networks import in_precision
+from ..models.networks import as_guide, in_precision
 from ..pictures import uint8_to_images
 from .chunks import cache_folder, candidates_of, chunk_path, chunks_of, favourites, picture_of
 from .chunks import read_chunk, write_chunk
@@ -56,18 +56,18 @@ class RunResult:
 
 # %% ../../nbs/4_runs/02_runs.ipynb #02d5d5dd
 def models(spec, device="cpu"):
-    """Denoiser, guiding classifier and judge of a run, the first two in the run's precision; kept in memory between
-    runs."""
+    """Denoiser, guiding classifier and judge of a run, the first in the run's precision, the second `as_guide`; kept in
+    memory between runs."""
     denoiser, classifier, judge = (
         in_memory(kind, getattr(spec, role), spec.digests[role], device)
         for role, kind in (("denoiser", "denoiser"), ("classifier", "classifier"), ("judge", "classifier"))
     )
-    return in_precision(denoiser, spec.precision), in_precision(classifier, spec.precision), judge
+    return in_precision(denoiser, spec.precision), as_guide(classifier, spec.precision, device), judge
 
 def robust_of(spec, device="cpu"):
-    "The second classifier of a run, in its precision; None where it has one."
+    "The second classifier of a run, `as_guide`; None where it has one."
     if spec.robust is None: return None
-    return in_precision(in_memory("classifier", spec.robust, spec.digests["robust"], device), spec.precision)
+    return as_guide(in_memory("classifier", spec.robust, spec.digests["robust"], device), spec.precision, device)
 
 def start_of(spec, generators, device="cpu"):
     "x_T of a run, one image per generator."

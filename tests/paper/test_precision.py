@@ -3,16 +3,19 @@ import subprocess
 
 import pandas as pd
 import pytest
+import torch
 from test_compare import CLAIMS, CURVES, contents, plant
 
 from gradcheck.core import UserError, project_root
 from gradcheck.models import networks
-from gradcheck.models.networks import check_pays
+from gradcheck.models.networks import as_guide
 from gradcheck.paper.compare import compare, write_reference
 from gradcheck.paper.figures import figure_specs
-from gradcheck.paper.settings import folder_of, preset_for, setting_of
+from gradcheck.paper.settings import folder_of, preset_for, setting_of, spec_for
+from gradcheck.runs import pace
 from gradcheck.runs.cluster import Dask, computes_here
-from gradcheck.runs.runs import Local, Machine
+from gradcheck.runs.pace import check_pays, faster_precision, has_units, speed_in
+from gradcheck.runs.runs import Local, Machine, models
 
 
 def as_it_is(spec, energies): return [spec.scale for _ in energies]
@@ -27,13 +30,39 @@ def test_a_precision_is_in_the_keys_and_in_the_folders_name():
     assert not {s.key for s in mine.values()} & {s.key for s in theirs.values()}
 
 
-@pytest.mark.parametrize("rate, refused", [({"float32": 2e9, "bfloat16": 1e9}, True),
-                                           ({"float32": 1e9, "bfloat16": 2e9}, False)])
-def test_it_is_refused_where_it_would_be_slower(monkeypatch, rate, refused):
-    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: rate[precision])
-    check_pays("float32")
-    if not refused: return check_pays("bfloat16")
-    with pytest.raises(UserError, match="slower .* 1 GFLOP/s, in float32 2"): check_pays("bfloat16")
+def half(precision="bfloat16"): return spec_for("smoke", "nonrobust", "plain", precision=precision)
+
+
+def machine(monkeypatch, peak, speed):
+    "One whose matrix products and steps are so many times as fast in half precision as in float32."
+    monkeypatch.setattr(pace, "peak_rate", lambda precision, size: {"float32": 1.0, "bfloat16": peak}[precision])
+    seconds = {"float32": 1.0, "bfloat16": 1 / speed}
+    monkeypatch.setattr(pace, "seconds_per_image_step", lambda spec, *how: seconds[spec.precision])
+
+
+@pytest.mark.parametrize("peak, speed, refused, chosen", [(2.0, 0.8, "0.80 times as fast", "float32"),
+                                                          (0.5, 2.0, "no units for it", "float32"),
+                                                          (2.0, 1.05, None, "float32"),
+                                                          (2.0, 1.3, None, "bfloat16")])
+def test_it_is_refused_where_a_step_would_be_slower_and_chosen_where_it_pays(monkeypatch, peak, speed, refused, chosen):
+    machine(monkeypatch, peak, speed)
+    check_pays(half("float32"))
+    assert faster_precision(half("float32"), 8) == chosen
+    if not refused: return check_pays(half())
+    with pytest.raises(UserError, match=f"would be slower .*{refused}"): check_pays(half())
+
+
+def test_a_machine_is_measured():
+    assert has_units("float32") and 0 <= speed_in(half("float32"), "bfloat16", 1) < 100
+
+
+def test_classifiers_that_guide_are_in_half_precision_on_a_gpu_only():
+    classifier = torch.nn.Linear(2, 2)
+    assert as_guide(classifier, "bfloat16", "cpu") is classifier
+    assert as_guide(classifier, "float32", "cuda") is classifier
+    assert as_guide(classifier, "bfloat16", "cuda").precision == "bfloat16"
+    denoiser, guide, _ = models(half())
+    assert denoiser.precision == "bfloat16" and not isinstance(guide, networks.Autocast)
 
 
 def test_who_computes_is_who_is_measured():
@@ -44,10 +73,10 @@ def test_the_command_samples_in_half_precision_or_says_why_not(cli, monkeypatch,
     asked = ("reproduce", "figure_1", "--preset", "smoke", "--out", tmp_path)
     code, _, err = cli(*asked, "--precision", "half")
     assert code == 2 and "choose one of float32, bfloat16, float16" in err
-    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: {"float32": 2.0, "bfloat16": 1.0}[precision])
+    machine(monkeypatch, 2.0, 0.9)
     code, _, err = cli(*asked, "--precision", "bfloat16")
     assert code == 2 and "would be slower" in err and not list(tmp_path.rglob("*.png"))
-    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: 1.0)
+    machine(monkeypatch, 2.0, 1.0)
     code, _, err = cli(*asked, "--precision", "bfloat16")
     assert code == 0, err
     table = pd.read_csv(tmp_path / "smoke-bfloat16" / "figure_1.csv")
