@@ -39,8 +39,10 @@ class Own(Around):
             raise UserError(f"the classifier {self.called!r} fails on images of shape {tuple(x.shape[1:])} "
                             f"({told(e)}).") from e
         logits = getattr(out, "logits", out)
-        if isinstance(logits, torch.Tensor) and logits.dim() == 2 and len(logits) == len(x): return logits.float()
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        if not isinstance(logits, torch.Tensor): what = f"a {type(logits).__name__}"
+        elif logits.dim() != 2 or len(logits) != len(x): what = f"shape {tuple(logits.shape)}"
+        elif logits.is_complex(): what = "complex numbers"
+        else: return logits.float()
         raise UserError(f"the classifier {self.called!r} must return logits (images, classes); for {len(x)} images it "
                         f"returned {what}.")
 

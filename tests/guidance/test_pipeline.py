@@ -378,6 +378,7 @@ BAD = [
     (answering(lambda x: few(x) + torch.rand(len(x), 4)), "differently each time"),
     (answering(lambda x: few(x) - few(x).mean(0)), "differently beside others"),
     (answering(lambda x: x), "must return logits"),
+    (answering(lambda x: torch.fft.fft(few(x))), "must return logits .* complex numbers"),
     (dict(batch_size=0), "batch_size is 0"),
     (dict(batch_size=True), "batch_size is True"),
     (dict(num_inference_steps=T + 1), f"num_inference_steps is {T + 1}"),
