@@ -94,7 +94,7 @@ def reproduce(
     params = prepared(figures or (), preset, seed, params)
     from gradcheck.paper.reproduce import reproduce as run_all
     where = str(Path(out).absolute())                                    # where the command is typed, as for all others
-    with engine_for(device, memory, checkpointing, dask, preset) as engine:
+    with engine_for(device, memory, checkpointing, dask) as engine:
         run_all(figures or (), preset, where, seed, params, engine=engine, in_place=write_back, again=again)
 
 # %% ../nbs/98_cli.ipynb #09319a30

@@ -54,12 +54,11 @@ app = typer.Typer(
 )
 
 # %% ../nbs/97_commands.ipynb #f8e8a6ee
-def engine_for(device, memory, checkpointing, dask=None, preset="laptop"):
-    "What computes the runs of a preset, as a context: this process, or a Dask cluster."
+def engine_for(device, memory, checkpointing, dask=None):
+    "What computes runs, as a context: this process, or a Dask cluster."
     from gradcheck.models.batches import parse_bytes
-    from gradcheck.paper.presets import get_preset
     from gradcheck.runs.runs import Local, Machine
-    machine = Machine(device, parse_bytes(memory), checkpointing, get_preset(preset).tile)
+    machine = Machine(device, parse_bytes(memory), checkpointing)
     if not dask: return nullcontext(Local(machine))
     from gradcheck.runs.cluster import Dask
     return Dask(dask, machine)

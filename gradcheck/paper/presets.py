@@ -70,7 +70,7 @@ class Preset(Sizes, Models):
     @property
     def tile(self):
         "To multiples of how many images batches are filled up, lest neighbours change an image's last bits."
-        return min(self.chunk, TILE)
+        return min(TILE, self.chunk, max(self.count, self.table_count, self.sweep_count))
 
     @property
     def reference(self):

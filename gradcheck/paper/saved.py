@@ -28,7 +28,8 @@ from .plots import figure_bytes
 from .presets import Preset, get_preset
 from .settings import folder_of, preset_for, setting_of
 from .variants import ENERGY
-from ..runs.runs import Local, Machine, run_all
+from ..runs.loose import in_tiles
+from ..runs.runs import run_all
 from ..runs.scales import calibrate, matched_scales
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3a34c463
@@ -142,7 +143,7 @@ def figure_runs(figure, preset, engine=None, **changes):
     "label -> `RunResult` of each run of a figure, from the cache, or computed by an engine (`Local` by default)."
     p, pilots = get_preset(preset), uncalibrated(figure, preset, **changes)
     energy = ENERGY * p.energy_unit
-    engine = engine or Local(Machine(tile=p.tile))
+    engine = in_tiles(engine, p.tile)
     calibrate(pilots, energy, engine)
     specs = figure_specs(figure, p, partial(matched_scales, energy=energy, engine=engine), **changes)
     runs = run_all({f"{figure} {label}": spec for label, spec in specs.items()}, p.chunk, engine)

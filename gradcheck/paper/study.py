@@ -17,8 +17,8 @@ from ..core import UserError
 from ..guidance.sampling import NonFinite
 from ..models.batches import TILE
 from ..models.catalogue import classifier_card, open_classifier
-from ..runs.loose import loose_folder
-from ..runs.runs import Local, Machine, run_all
+from ..runs.loose import in_tiles, loose_folder
+from ..runs.runs import run_all
 from ..runs.scales import PILOTS, check_injected, interpolate_scales, three_digits
 from ..runs.specs import PROBE
 from .presets import get_preset
@@ -122,7 +122,7 @@ def spec_of(cell, scale, study, preset="laptop", **changes):
 # %% ../../nbs/5_paper/17_study.ipynb #c952e845
 def run_batches(specs, count, engine=None):
     "label -> `RunResult` of settings (a dict) of `count` images in a batch each, by an engine where they fill a tile."
-    if count % TILE: return run_all(specs, count, Local(Machine(tile=1)), loose_folder())
+    if count % TILE: return run_all(specs, count, in_tiles(None, 1), loose_folder())
     return run_all(specs, count, engine)
 
 def finite(run, specs, *args):

@@ -185,7 +185,7 @@ class Local:
 
     def chunk(self, spec, images, bar):
         "The tensors of one chunk; a micro-batch that was halved once stays so."
-        size = (spec.denoiser, spec.classifier, spec.where, spec.precision, len(images))
+        size = (self.machine, spec.denoiser, spec.classifier, spec.where, spec.precision, len(images))
         if size not in self.micro_batches: self.micro_batches[size] = micro_batch_of(spec, len(images), self.machine)
         return compute(spec, images, self.machine, bar, self.micro_batches[size])
 

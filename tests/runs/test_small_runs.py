@@ -6,12 +6,13 @@ import pytest
 
 from gradcheck.models.batches import TILE
 from gradcheck.paper.figures import FIGURES, figure_specs
-from gradcheck.paper.saved import uncalibrated
+from gradcheck.paper.presets import get_preset
+from gradcheck.paper.saved import figure_runs, uncalibrated
 from gradcheck.paper.plan import plan
 from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.runs import runs
-from gradcheck.runs.loose import as_they_come, loose_folder
-from gradcheck.runs.runs import run
+from gradcheck.runs.loose import as_they_come, in_tiles, loose_folder
+from gradcheck.runs.runs import Local, run
 from gradcheck.runs.scales import (FEW, PILOTS, calibrate, is_small, matched_scales, pilot_specs, probe_of, reach,
                                    share_of)
 from gradcheck.runs.specs import PROBE
@@ -97,6 +98,17 @@ def test_whole_tiles_are_the_runs_that_figures_keep(own_cache, monkeypatch):
     few = replace(spec, count=3)
     run(few, **as_they_come(few))
     assert sizes == [TILE, 1]
+
+
+def test_a_figure_of_few_images_costs_as_few(own_cache, monkeypatch):
+    "Its probes too: nothing is filled up beyond what was asked for."
+    seen = []
+    compute = runs.compute
+    monkeypatch.setattr(runs, "compute", lambda spec, images, *how: seen.append((len(images), how[2].tile))
+                        or compute(spec, images, *how))
+    figure_runs("figure_1", preset_for("laptop", steps=5, count=1, mode="paper"))
+    assert set(seen) == {(1, 1)} and get_preset("laptop").tile == TILE and get_preset("smoke").tile == 4
+    assert in_tiles(None, 3).machine.tile == 3 and Local().machine.tile == TILE
 
 
 def test_the_same_images_as_they_come_are_the_same_bytes_twice(tmp_path, monkeypatch):
