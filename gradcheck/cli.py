@@ -111,13 +111,14 @@ def prepared(figures, preset, seed, params):
 
 def plan_of(figures, preset, seed, params, device):
     "Which runs figures need, in words."
+    from gradcheck.paper.part import part_specs
     from gradcheck.paper.plan import plan, plan_text, with_weights
     from gradcheck.paper.reproduce import checked
     from gradcheck.paper.settings import with_index
     with with_weights(preset) as p:
         check_known(figures, params)
         figures, p, changes = checked(figures, p, seed, with_index(params, p))
-        return plan_text(plan(figures, p, device, **changes))
+        return plan_text(plan(figures, p, device, {"study": part_specs}, **changes))
 
 # %% ../nbs/98_cli.ipynb #afd82659
 def study(figure, out, plan, device, memory, checkpointing, dask):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from gradcheck.commands import in_print, write_text
 from gradcheck.models.cards import WEIGHTS
+from gradcheck.paper.part import part_specs
 from gradcheck.runs.runs import run
 from gradcheck.runs.specs import RunSpec
 
@@ -232,6 +233,13 @@ def test_plan(cli, own_cache, tmp_path):
         ["all", "3", "0"],
     ]
     assert not own_cache.exists() and not (tmp_path / "results").exists()
+
+
+def test_the_plan_of_the_studys_figure_counts_the_part_that_it_computes(cli, own_cache):
+    code, out, err = cli("reproduce", "study", "--preset", "smoke", "--plan", "--device", "cpu")
+    runs = len(part_specs("smoke"))
+    assert code == 0 and out.splitlines()[1].split()[:4] == ["study", str(runs), "0", str(2 * runs)], err
+    assert runs > 8 and not own_cache.exists()
 
 
 def test_info(cli):
