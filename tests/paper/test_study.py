@@ -177,7 +177,8 @@ def test_the_full_study_refuses_what_it_would_not_hear(figures, preset, seed, pa
 
 
 def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch):
-    "Of two classes, which is all that it needs."
+    "Of two classes, which is all that it needs, by pilots of one image."
+    monkeypatch.setattr("gradcheck.paper.study.PILOT_IMAGES", 1)
     monkeypatch.setattr("gradcheck.paper.study_runs.real_quality", partial(real_quality, count=100))
     two = lambda study, preset="laptop": [cell for cell in cells_of(study, preset) if cell.target < 2]
     monkeypatch.setattr("gradcheck.paper.full.cells_of", two)

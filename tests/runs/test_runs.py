@@ -19,8 +19,10 @@ from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.paper.saved import figure_runs
 from gradcheck.paper.plan import plan, plan_text
+from gradcheck.models.batches import MicroBatch
 from gradcheck.pictures import images_to_uint8, uint8_to_images
 from gradcheck.runs.cluster import portable
+from gradcheck.runs.loose import in_tiles
 from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
 from gradcheck.runs.scales import interpolate_scales, matched_scales, with_scale
 from gradcheck.data.sportballs import CLASSES
@@ -43,9 +45,9 @@ def equal(a, b):
 )
 def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_untouched):
     spec = spec_for("laptop", "nonrobust", variant, steps=4, count=5)
-    whole = list(steps_of(spec, range(18)))
-    split = list(steps_of(spec, range(5), micro_batch=2))
-    alone = list(steps_of(spec, range(3, 4)))
+    whole = list(steps_of(spec, range(18), micro_batch=None))
+    split = list(steps_of(spec, range(5), micro_batch=MicroBatch(2, tile=1)))
+    alone = list(steps_of(spec, range(3, 4), micro_batch=None))
     # the noise, bit for bit
     assert torch.equal(whole[0].x_t[3], alone[0].x_t[0]) and torch.equal(whole[0].x_t[:5], split[0].x_t)
     final = images_to_uint8(whole[-1].x_prev).int()
@@ -54,11 +56,12 @@ def test_a_picture_does_not_depend_on_the_batch(variant, tmp_path, global_rng_un
 
 
 def test_the_same_seed_gives_the_same_bytes_twice(tmp_path, global_rng_untouched):
-    a, b = run(SPEC, 3, cache=tmp_path / "a"), run(SPEC, 3, cache=tmp_path / "b")
+    threes = in_tiles(None, 3)
+    a, b = (run(SPEC, 3, threes, tmp_path / name) for name in "ab")
     assert equal(a, b)
     files = [sorted((tmp_path / x).rglob("*.safetensors")) for x in "ab"]
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]] and len(files[0]) == 2
-    assert not equal(a, run(replace(SPEC, seed=1), 3))
+    assert not equal(a, run(replace(SPEC, seed=1), 3, threes))
 
 
 def test_the_cache_is_used_and_a_larger_count_extends_a_run(tmp_path, monkeypatch):
@@ -79,9 +82,10 @@ def test_the_cache_is_used_and_a_larger_count_extends_a_run(tmp_path, monkeypatc
 def test_kill_9_in_the_middle_then_resume(tmp_path):
     code = f"""
 import torch; torch.set_num_threads(1)
+from gradcheck.runs.loose import in_tiles
 from gradcheck.runs.runs import *
 from gradcheck.runs.specs import RunSpec
-run(RunSpec(where='x0_hat', stabilizer='adam', steps=4, count=8), 2, cache={str(tmp_path)!r})
+run(RunSpec(where='x0_hat', stabilizer='adam', steps=4, count=8), 2, in_tiles(None, 2), {str(tmp_path)!r})
 """
     spec = RunSpec(where="x0_hat", stabilizer="adam", steps=4, count=8)
     process = forks.Forked([sys.executable, "-c", code])
@@ -90,7 +94,7 @@ run(RunSpec(where='x0_hat', stabilizer='adam', steps=4, count=8), 2, cache={str(
     assert process.wait() == -signal.SIGKILL
     finished = [images for images in chunks_of(spec, 2) if read_chunk(chunk_path(spec, images, tmp_path), spec)]
     assert 1 <= len(finished) < 4
-    assert equal(run(spec, 2, cache=tmp_path), run(spec, 2, cache=tmp_path / "unbroken"))
+    assert equal(*(run(spec, 2, in_tiles(None, 2), cache) for cache in (tmp_path, tmp_path / "unbroken")))
 
 
 @pytest.mark.parametrize("seed", [0, 32_767, 32_768, 2**32, 2**53 + 1, 2**63 - 1])
