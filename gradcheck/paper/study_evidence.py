@@ -27,18 +27,26 @@ def cube(rows, column):
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #b7f42c46
 def along_energies(cell, column, energies):
     "An outcome per image, a mean over the `energies` at which it is interpolated, from the rows of one cell."
-    injected = cell.groupby("energy")["injected"].mean()
-    values = cell.pivot_table(values=column, index="image", columns="energy")
-    order = np.argsort(injected.to_numpy(), kind="stable")
-    known = np.log(np.maximum(injected.to_numpy()[order], 1e-9))
+    images, row = np.unique(cell["image"], return_inverse=True)
+    levels, at = np.unique(cell["energy"], return_inverse=True)
+    values = np.full((len(images), len(levels)), np.nan)
+    values[row, at] = cell[column]
+    injected = np.bincount(at, cell["injected"]) / np.bincount(at)
+    order = np.argsort(injected, kind="stable")
+    known = np.log(np.maximum(injected[order], 1e-9))
     wanted = np.log(energies)
-    per_image = [np.interp(wanted, known, row[order]).mean() for row in values.to_numpy()]
-    return pd.DataFrame({"image": values.index, column: per_image})
+    return pd.DataFrame({"image": images, column: [np.interp(wanted, known, v[order]).mean() for v in values]})
 
 def at_equal_energy(outcomes, column):
-    "`along_energies` of every cell, at the energies that the study asked for, with the columns that name the cell."
+    """`along_energies` of every cell, at the energies that the study asked for, with the columns that name the cell;
+    `UserError` for an image that is there twice."""
     energies = sorted(outcomes["energy"].unique())
     names = ["protocol", "kind", "variant", "replicate", "target"]
+    twice = outcomes.duplicated([*names, "image", "energy"])
+    if twice.any():
+        first = ", ".join(map(str, outcomes.loc[twice.idxmax(), names]))
+        raise UserError(f"the study has {twice.sum()} outcomes twice, the first of {first}; let gradcheck reproduce "
+                        "claims --full finish.")
     found = []
     for key, cell in outcomes.groupby(names, sort=False):
         found.append(along_energies(cell, column, energies).assign(**dict(zip(names, key))))

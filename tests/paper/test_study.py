@@ -16,7 +16,7 @@ from gradcheck.paper.full import against_reference, check_full, full, plan_full,
 from gradcheck.paper.page import markdown, summary
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
 from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, pilot_of, replicates, scales_of, spec_of
-from gradcheck.paper.study_evidence import along_energies, cube
+from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
 from gradcheck.paper.study_results import CELL, packed, read_study, write_study
 from gradcheck.runs.loose import loose_folder
@@ -104,6 +104,12 @@ def test_outcomes_at_equal_energy_in_closed_form():
     ]
     got = along_energies(pd.DataFrame(rows), "judge", [1.0, 4.0, 16.0])
     assert got["judge"].to_numpy() == pytest.approx(0.1 * np.log([1, 4, 16]).mean() + np.arange(3))
+
+
+def test_an_image_twice_is_refused_not_averaged():
+    outcomes = read_study()["outcomes"]
+    twice = pd.concat([outcomes, outcomes.iloc[:2]], ignore_index=True)
+    with pytest.raises(UserError, match="2 outcomes twice"): at_equal_energy(twice, "judge")
 
 
 def test_gaps_are_no_zeros():
