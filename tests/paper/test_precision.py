@@ -14,7 +14,7 @@ from gradcheck.paper.figures import figure_specs
 from gradcheck.paper.settings import folder_of, preset_for, setting_of, spec_for
 from gradcheck.runs import pace
 from gradcheck.runs.cluster import Dask, computes_here
-from gradcheck.runs.pace import check_pays, faster_precision, has_units, speed_in
+from gradcheck.runs.pace import check_pays, faster_precision, few_images, has_units, speed_in
 from gradcheck.runs.runs import Local, Machine, models
 
 
@@ -50,6 +50,10 @@ def test_it_is_refused_where_a_step_would_be_slower_and_chosen_where_it_pays(mon
     assert faster_precision(half("float32"), 8) == chosen
     if not refused: return check_pays(half())
     with pytest.raises(UserError, match=f"would be slower .*{refused}"): check_pays(half())
+
+
+@pytest.mark.parametrize("side, images", [(16, 4), (64, 4), (96, 1), (256, 1)])
+def test_large_pictures_are_measured_by_one(side, images): assert few_images((3, side, side)) == images
 
 
 def test_a_machine_is_measured():
