@@ -14,8 +14,8 @@ from pathlib import Path
 NBS = Path(__file__).parent
 ROOT = NBS.parent
 CLAIMS = ROOT / "data" / "reference" / "study" / "claims.csv"
-FIGURES = [*(f"figure_{k}" for k in range(1, 9)), "table_1", "study", "adam_apart", "similarity_and_success",
-           "claims", "table_1_appendix"]
+FIGURES = [*(f"figure_{k}" for k in range(1, 9)), "table_1", "study", "adam_apart", "frontiers",
+           "similarity_and_success", "claims", "table_1_appendix"]
 FOLDERS = {   # folder -> what a reader finds there
     ".": "the ground and the roof",
     "1_data": "pictures to learn from and to be measured against",

@@ -162,6 +162,16 @@ FIGURES["adam_apart"] = Figure(
     fixed=True,
 )
 
+# %% ../../nbs/5_paper/06_figures.ipynb #138b990e
+FIGURES["frontiers"] = Figure(
+    "Ways to guide, as frontiers",
+    "Target probability against nearness to the target's pictures, along the injected energy, for the paper's four "
+    "ways and the field's; in equally many steps and at equal measured cost; and the ranking, with 95 % intervals.",
+    "not in the paper; each way's reference stands in ways",
+    "not in the paper",
+    fixed=True,
+)
+
 # %% ../../nbs/5_paper/06_figures.ipynb #c551f3ef
 FIGURES["similarity_and_success"] = Figure(
     "Does similarity predict success?",

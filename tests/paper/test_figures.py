@@ -83,7 +83,7 @@ def test_papermill_alone(notebook, tmp_path, shared_cache):
         and sidecar["source"]
         and sidecar["seconds"] >= 0
     )
-    without_runs = ("figure_8", "study", "adam_apart", "similarity_and_success")
+    without_runs = ("figure_8", "study", "adam_apart", "frontiers", "similarity_and_success")
     assert bool(sidecar["runs"]) == (figure not in without_runs) and sidecar["protocol"]
     for r in sidecar["runs"].values(): assert len(r["digests"]["denoiser"]) == 64 and r["count"] == 4
     said = "".join(
