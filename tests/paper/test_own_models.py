@@ -215,7 +215,7 @@ def test_every_figure_of_two_classifiers_has_the_paper_curves():
     assert (
         set(figure_specs("figure_1", "laptop")) == {"robust", "non-robust"}
         and len(figure_specs("figure_2", "laptop")) == 4
-        and len(FIGURES) == 14
+        and len(FIGURES) == 15
     )
 
 
