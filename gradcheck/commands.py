@@ -150,7 +150,7 @@ def sample(
         None, "--clip/--no-clip", help="clip x0-hat to [-1, 1]; by default as the denoiser says"
     ),
     state: str = typer.Option("float32", help="float32, or float16 as the authors' code"),
-    precision: str = typer.Option("float32", help="of the networks: float32, bfloat16, float16"),
+    precision: str = typer.Option("float32", help="of the denoiser, on a GPU of all: float32, bfloat16, float16"),
     judge: Optional[str] = Judge,
     out: Path = Path("results/sample"),
     device: str = Device,

@@ -46,7 +46,7 @@ Sampler = typer.Option(
     None, help="ancestral (default), ddim, ddim_eta1, dsg (with unit and a scale of 1 at most), mpgd (with x0_hat_mean)"
 )
 Precision = typer.Option(
-    None, help="of the networks while sampling: float32, float16, or bfloat16, which is faster where there are units"
+    None, help="of the denoiser, on a GPU of all: float32, float16, or bfloat16, which is faster where there are units"
 )
 Candidates = typer.Option(
     1, help="best of N: so many unguided generations for each image, of which the guide's favourite is kept"
