@@ -17,11 +17,12 @@ import tempfile
 import threading
 from pathlib import Path
 
-BEFOREHAND = ("ipykernel.kernelapp", "ipykernel.zmqshell", "matplotlib.pyplot",
+BEFOREHAND = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell", "matplotlib.pyplot",
               "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "pandas", "papermill.cli",
-              "jupyter_client.provisioning.local_provisioner", "gradcheck.all", "gradcheck.cli", "gradcheck.commands",
+              "jupyter_client.provisioning.local_provisioner", "scipy.stats", "scipy.ndimage",
+              "torchmetrics.image.fid", "gradcheck.all", "gradcheck.cli", "gradcheck.commands",
               "gradcheck.paper.reproduce", "gradcheck.paper.saved", "gradcheck.paper.claims", "gradcheck.paper.page",
-              "nbdev.clean")
+              "gradcheck.paper.factorial", "gradcheck.paper.part", "gradcheck.paper.measured", "nbdev.clean")
 ENDED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGCHLD: signal.SIG_DFL}
 
 

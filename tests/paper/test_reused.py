@@ -133,7 +133,7 @@ def other_run(kitchen):
     other_source("markdown"),
     lambda k: with_cells(k.notebook, lambda c: c["metadata"].update(tags=[*c["metadata"].get("tags", ()), "more"])),
     other_run,
-    lambda k: k.monkeypatch.setattr(stamps, "distributions", lambda: []),
+    lambda k: k.monkeypatch.setattr(stamps, "installed", set),
     lambda k: k.monkeypatch.setattr(stamps, "python_version", lambda: "2.7"),
     lambda k: k.monkeypatch.setattr("gradcheck.paper.plan.model_digest", lambda name, shape: "other weights"),
 ], ids=["code", "template", "module", "cell", "prose", "tag", "run", "libraries", "python", "weights"])
