@@ -14,7 +14,7 @@ from gradcheck.paper.figures import figure_specs
 from gradcheck.paper.settings import folder_of, preset_for, setting_of, spec_for
 from gradcheck.runs import pace
 from gradcheck.runs.cluster import Dask, computes_here
-from gradcheck.runs.pace import check_pays, faster_precision, few_images, has_units, speed_in
+from gradcheck.runs.pace import check_pays, faster_precision, few_images, has_units, paces, speed_in
 from gradcheck.runs.runs import Local, Machine, models
 
 
@@ -37,7 +37,8 @@ def machine(monkeypatch, peak, speed):
     "One whose matrix products and steps are so many times as fast in half precision as in float32."
     monkeypatch.setattr(pace, "peak_rate", lambda precision, size: {"float32": 1.0, "bfloat16": peak}[precision])
     seconds = {"float32": 1.0, "bfloat16": 1 / speed}
-    monkeypatch.setattr(pace, "seconds_per_image_step", lambda spec, *how: seconds[spec.precision])
+    monkeypatch.setattr(pace, "steps_of", lambda spec, *how: spec.precision)
+    monkeypatch.setattr(pace, "paces", lambda streams, *how: [seconds[s] for s in streams])
 
 
 @pytest.mark.parametrize("peak, speed, refused, chosen", [(2.0, 0.8, "0.80 times as fast", "float32"),
@@ -54,6 +55,17 @@ def test_it_is_refused_where_a_step_would_be_slower_and_chosen_where_it_pays(mon
 
 @pytest.mark.parametrize("side, images", [(16, 4), (64, 4), (96, 1), (256, 1)])
 def test_large_pictures_are_measured_by_one(side, images): assert few_images((3, side, side)) == images
+
+
+@pytest.mark.parametrize("length, steps, patience, told", [(9, 3, 60, 4), (9, 3, 0, 2), (2, 3, 60, 2), (1, 3, 60, 1)])
+def test_what_is_compared_takes_turns_until_enough_is_known(length, steps, patience, told):
+    order = []
+
+    def stream(name):
+        for _ in range(length): yield order.append(name) or name
+    found = paces([stream("a"), stream("b")], "cpu", steps, patience)
+    assert order[:2 * told] == ["a", "b"] * told and len(order) == 2 * told
+    assert len(found) == 2 and all(0 <= seconds < 60 for seconds in found)
 
 
 def test_a_machine_is_measured():
