@@ -96,7 +96,10 @@ def test_no_domination_where_classes_disagree():
     outcomes.loc[ahead, "judge"] += 0.8
     outcomes.loc[ahead, "far"] -= 0.8
     found = reached(outcomes)
-    assert ranking(found, "judge")["variant"][0] == "both" and not any(dominated(found, "judge", "near").values())
+    table = ranking(found, "judge")
+    assert table["variant"][0] == "both" and not any(dominated(found, "judge", "near").values())
+    assert (table["low"][0], table["high"][0]) == (0, 1)             # of a probability, although classes disagree
+    assert ranking(found, "near")["low"].min() < 0
 
 
 def test_equal_cost_takes_other_runs_and_ways_with_gaps_are_left_out():
