@@ -117,8 +117,8 @@ def as_cells(column): return column.unstack().to_numpy()         # (classifiers,
 SHARES = ("judge", "oracle", "whole")
 
 def ranking(found, measure):
-    """A row per way, the best first: a measure with its interval over classifiers and classes (within 0 and 1 where it
-    is one of `SHARES`); its rank with an interval over resampled ones; and in which share of these it is the `first`."""
+    """A row per way, the best first: a measure with its interval over classifiers and classes (within 0 and 1, where
+    it is one of `SHARES`); its rank with an interval over resampled ones; and in which share of these it is `first`."""
     means = means_of(found, measure)
     weights = weights_of(means.index.to_frame(index=False).assign(kind="nonrobust"))
     ranks = rankdata(-(weights @ means.to_numpy()), axis=1)
