@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("base", "core", "pictures", "functions"),
+    ("base", "core", "pictures", "functions", "together"),
     ("data", "models"),
     ("guidance",),
     ("runs",),

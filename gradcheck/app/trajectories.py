@@ -24,7 +24,7 @@ from ..paper.presets import ROLES
 from ..pictures import images_to_uint8
 from ..runs.runs import judgement, models, start_of, steps_of
 from ..runs.specs import RunSpec
-from ..runs.together import can_be_apart, in_step
+from ..together import can_be_apart, in_step
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #a46e1046
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from ..runs.kernels import Shelf, run_notebook, shelf, side_by_side
 from ..runs.pace import check_pays
 from ..runs.records import read_claims
 from ..runs.runs import cache_folder
-from ..runs.together import at_once
+from ..together import at_once
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #44aae9fb
 def notebook_of(figure):

@@ -26,7 +26,7 @@ from select import select
 import torch
 
 from ..core import command_folder
-from .together import at_once
+from ..together import at_once
 
 # %% ../../nbs/4_runs/19_kernels.ipynb #f1026a21
 class Shelf:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradcheck.app.benchmark import use_threads
-from gradcheck.runs.together import in_step
+from gradcheck.together import in_step
 
 
 @pytest.fixture(params=[1, 2, 4])
