@@ -47,9 +47,9 @@ class Frame:
 # %% ../../nbs/6_app/01_trajectories.ipynb #c9145843
 def probabilities(spec, x0, device="cpu"):
     "The target probability of images x0 (N, C, H, W), clipped, by `guide` and `judge`: a dict of (N,)."
-    _, guide, judge = models(spec, device)
-    asked = {"guide": guide, "judge": judge}
-    return {name: class_probabilities(judgement(model, x0))[:, spec.target].cpu() for name, model in asked.items()}
+    asked = dict(zip(("guide", "judge"), models(spec, device)[1:]))
+    said = {name: class_probabilities(judgement(model, x0), spec.objective) for name, model in asked.items()}
+    return {name: p[:, spec.target].cpu() for name, p in said.items()}
 
 def frames_of(spec, device="cpu"):
     "The stream of `Frame`s of all images of a run, consuming the stream that every figure consumes."

@@ -134,7 +134,8 @@ def by_views(question, result):
     device = pick_device(question.machine.device)
     guide = models(result.spec, device)[1]
     views = views_of(uint8_to_images(result.samples).to(device), torch.Generator().manual_seed(0))
-    return torch.stack([class_probabilities(guide(x.contiguous()))[:, question.target] for x in views]).mean(0).cpu()
+    said = [class_probabilities(guide(x.contiguous()), result.spec.objective)[:, question.target] for x in views]
+    return torch.stack(said).mean(0).cpu()
 
 # %% ../../nbs/6_app/07_trials.ipynb #1753acb6
 def check_answers(result):

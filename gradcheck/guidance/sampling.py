@@ -22,7 +22,7 @@ from ..core import UserError, counter_integers, own_seeds, randn
 from .stabilizers import Stabilizer, guarded
 from ..models.batches import as_micro_batch, tiled
 from ..models.ddpm import VARIANCES, predict
-from ..models.networks import as_it_likes, differentiable, gradient_of
+from ..models.networks import as_it_likes, gradient_back, gradient_of
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #cd131ada
 def log_probability(logits, target): return F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
@@ -51,7 +51,7 @@ def at_x0_hat(ddpm, denoiser, x_t, t, value):
     with torch.enable_grad():
         x = x_t.detach().requires_grad_()
         x0 = predict(ddpm, denoiser, x, t)
-        gradient, = torch.autograd.grad(differentiable(value(ddpm.clip_x0(x0).clone())), x)
+        gradient = gradient_back(value(ddpm.clip_x0(x0).clone()), x)
     return x0.detach(), gradient
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #2fae1211
@@ -75,6 +75,7 @@ def smoothed(where, count=8, sigma=0.3):
             lambda image: torch.stack([value(image + sigma * eps) for eps in noise.to(image)]).mean(0),
         )
 
+    smooth.__name__ += "_smooth"
     return smooth
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #15bbf5be

@@ -136,9 +136,10 @@ class ResNet(nn.Module):
 # %% ../../nbs/2_models/03_classifiers.ipynb #fdf8755e
 MOST_CLASSES = 100_000
 
-def class_probabilities(logits):
-    """Probabilities (N, classes) from logits (N, classes), by softmax; from a single logit (N, 1), those of no and yes,
-    by the sigmoid."""
+def class_probabilities(logits, objective=None):
+    """Probabilities (N, classes) from logits (N, classes), by softmax; by the sigmoid under the objective
+    "multilabel", where classes are labels for themselves; from a single logit (N, 1), those of no and yes, too."""
+    if objective == "multilabel": return logits.sigmoid()
     if logits.shape[1] > 1: return logits.softmax(1)
     return torch.cat([(-logits).sigmoid(), logits.sigmoid()], 1)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
-           'in_precision', 'as_guide', 'seconds_of', 'peak_rate', 'differentiable', 'gradient_of']
+           'in_precision', 'as_guide', 'seconds_of', 'peak_rate', 'differentiable', 'gradient_back', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
 import time
@@ -109,8 +109,13 @@ def differentiable(values):
     raise UserError("the classifier's answer has no gradient with respect to the image (no_grad, rounding or an index "
                     "inside?); let it return logits that are computed from the image.")
 
+def gradient_back(values, x):
+    "The gradient (N, ...) of the sum of `values` (N,) back to the leaf `x`; NaN for an image whose value is NaN."
+    gradient, = torch.autograd.grad(differentiable(values), x)
+    return gradient.masked_fill(values.detach().isnan().view(-1, *[1] * (x.dim() - 1)), float("nan"))
+
 def gradient_of(value, x):
     "The gradient (same shape as `x`) of the sum of `value(x)` (N,), with `x` as a fresh leaf."
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(differentiable(value(x.clone())), x)[0]
+        return gradient_back(value(x.clone()), x)

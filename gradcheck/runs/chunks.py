@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'PACKAGE', 'chunks_of', 'chunk_path', 'cache_folder', 'write_chunk', 'read_chunk', 'picture_of',
-           'candidates_of', 'favourites', 'bytes_of', 'check_room', 'digest_of', 'file_digest', 'files_digest',
-           'code_digest', 'derived', 'derived_tables', 'derived_row', 'derived_bytes', 'tensor_digest']
+           'candidates_of', 'probabilities_of', 'favourites', 'bytes_of', 'check_room', 'digest_of', 'file_digest',
+           'files_digest', 'code_digest', 'derived', 'derived_tables', 'derived_row', 'derived_bytes', 'tensor_digest']
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #06258242
 import hashlib
@@ -27,6 +27,7 @@ import gradcheck
 from ..core import UserError, cache_root, read_meta, renewed_streams, save_atomically, write_bytes
 from ..guidance.sampling import NonFinite
 from ..guidance.ways import best_of
+from ..models.classifiers import class_probabilities
 from ..pictures import images_to_uint8
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #cd5863e5
@@ -76,9 +77,20 @@ def candidates_of(spec, images):
     "The images (their indices) among which `images` of a run are chosen."
     return [i * spec.candidates + k for i in images for k in range(spec.candidates)]
 
-def favourites(spec, tensors):
-    "Of the tensors of all candidates those of the chosen; images are second in curves, and first elsewhere."
-    kept = best_of(tensors["guide"][:, spec.target], spec.candidates)
+def probabilities_of(spec, answers):
+    "name -> class probabilities (N, classes), of name -> logits; `NonFinite` for answers that have none."
+    found = {name: class_probabilities(logits, spec.objective) for name, logits in answers.items()}
+    for name, p in found.items():
+        bad = len(p) - int(p.isfinite().all(1).sum())
+        if bad:
+            raise NonFinite(f"the {name} answers {bad} of {len(p)} pictures with NaN or infinity (classifier "
+                            f"{spec.classifier!r}, judge {spec.judge!r}); look at what it makes of such pictures.")
+    return found
+
+def favourites(spec, tensors, worth):
+    """Of the tensors of all candidates those of the chosen, which are worth most (by numbers (N,), the objective's);
+    images are second in curves, and first elsewhere."""
+    kept = best_of(worth, spec.candidates)
     def of_kept(name, values):
         if name == "times": return values
         return values[:, kept] if name.startswith("trace.") else values[kept]

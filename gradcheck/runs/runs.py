@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NULL_IMAGES', 'RunResult', 'models', 'robust_of', 'start_of', 'guidance_of', 'steps_of', 'Machine', 'bytes_kept',
-           'micro_batch_of', 'judgement', 'probabilities_of', 'compute', 'Local', 'computed', 'run_all', 'joined',
-           'run', 'cache_folder', 'chunks_of', 'chunk_path', 'read_chunk', 'write_chunk']
+           'micro_batch_of', 'judgement', 'answers_of', 'compute', 'Local', 'computed', 'run_all', 'joined', 'run',
+           'cache_folder', 'chunks_of', 'chunk_path', 'read_chunk', 'write_chunk']
 
 # %% ../../nbs/4_runs/02_runs.ipynb #585ff4e0
 from dataclasses import dataclass
@@ -20,11 +20,10 @@ from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.sampling import OBJECTIVES, Guidance, NonFinite, guided_steps
 from ..models.batches import TILE, MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
-from ..models.classifiers import class_probabilities
 from ..models.networks import as_guide, in_precision
 from ..pictures import uint8_to_images
 from .chunks import cache_folder, candidates_of, check_room, chunk_path, chunks_of, favourites
-from .chunks import picture_of, read_chunk, write_chunk
+from .chunks import picture_of, probabilities_of, read_chunk, write_chunk
 from .specs import PLACES, SAMPLERS, STATES, RunSpec, check_guided
 from ..together import can_be_apart, is_large, two_at_a_time
 
@@ -135,12 +134,12 @@ def micro_batch_of(spec, count, machine):
 # %% ../../nbs/4_runs/02_runs.ipynb #7e1c082a
 def judgement(classifier, images, batch=64): return torch.cat([classifier(x).float() for x in images.split(batch)])
 
-def probabilities_of(spec, samples, device):
-    "guide, judge -> class probabilities (N, classes) of uint8 images; in whole tiles, as all that the cache keeps."
+def answers_of(spec, samples, device):
+    "guide, judge -> logits (N, classes) of uint8 images; in whole tiles, as all that the cache keeps."
     images = uint8_to_images(samples)
     (_, classifier, judge) = models(spec, device)
     def logits(model): return tiled(MicroBatch(), lambda x: [judgement(model, x)], images)[0]
-    return {k: class_probabilities(logits(m)).cpu() for k, m in (("guide", classifier), ("judge", judge))}
+    return {k: logits(m).cpu() for k, m in (("guide", classifier), ("judge", judge))}
 
 # %% ../../nbs/4_runs/02_runs.ipynb #87faf38e
 @torch.no_grad()
@@ -163,8 +162,10 @@ def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
     samples = picture_of(spec, step.x_prev)
     null = cosine_in_random_order(gradients, spec.fresh_stabilizer(), spec.seed, images)
     trace = {f"trace.{name}": values for name, values in (collect(rows) | {"cosine_null": null}).items()}
-    tensors = trace | probabilities_of(spec, samples, device)
-    return favourites(spec, tensors | dict(samples=samples.cpu(), times=torch.tensor(times)))
+    answers = answers_of(spec, samples, device)
+    tensors = trace | probabilities_of(spec, answers) | dict(samples=samples.cpu(), times=torch.tensor(times))
+    worth = OBJECTIVES[spec.objective](answers["guide"], torch.full((len(samples),), spec.target))
+    return favourites(spec, tensors, worth)
 
 # %% ../../nbs/4_runs/02_runs.ipynb #034dd9c7
 class Local:

@@ -214,6 +214,7 @@ def key_of(spec):
     fields = asdict(spec) | models | {"clip": spec.diffusion.clip, "format": 2}
     if own := stabilizer_digest(spec.stabilizer): fields["stabilizer"] = own
     if renewed_streams(spec.seed): fields["streams"] = 2
+    if spec.candidates > 1 or spec.objective == "multilabel": fields["answers"] = 2
     for name in ["count", *(k for k, old in ADDED.items() if fields[k] == old)]: del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -12,6 +12,7 @@ from gradcheck.guidance.stabilizers import Adam, Stabilizer, guarded, make_stabi
 from gradcheck.models.catalogue import classifier_card, open_classifier
 from gradcheck.models.ddpm import DDPM
 from gradcheck.models.networks import freeze
+from gradcheck.models.own import built_classifier, function_card
 
 HEAD = "import torch\nfrom torch import nn\nimport torch.nn.functional as F\n\n"
 BODY = "nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)"
@@ -301,3 +302,36 @@ def test_a_stabilizer_by_name(written, text, function, message):
 
 def test_a_class_in_the_place_of_an_object():
     with pytest.raises(UserError, match="give an object"): guarded(Adam)
+
+
+READS = """import json
+import torch
+from pathlib import Path
+from torch import nn
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 4)
+        WHAT
+    def forward(self, x): return self.last(x.mean((2, 3))) / self.temperature
+def make(): return Tempered()
+"""
+
+
+@pytest.mark.parametrize("what", [
+    "self.temperature = float(Path(__file__).with_name('t.txt').read_text())",
+    "self.temperature = torch.tensor(float(Path(__file__).with_name('t.txt').read_text()))",
+    "self.table = {'T': [float(Path(__file__).with_name('t.txt').read_text())]}; self.temperature = 1.0",
+    "t = float(Path(__file__).with_name('t.txt').read_text())\n"
+    "        self.register_buffer('temperature', torch.tensor(t), persistent=False)",
+])
+def test_what_a_classifier_has_read_is_part_of_it(written, tmp_path, what):
+    name = written(READS.replace("WHAT", what))
+    digests = []
+    for temperature in ("1.0", "0.5", "1.0"):
+        (tmp_path / "t.txt").write_text(temperature, encoding="utf-8")
+        built_classifier.cache_clear()
+        function_card.cache_clear()
+        digests.append(function_card(name, (3, 16, 16))["sha256"])
+    assert digests[0] == digests[2] != digests[1]

@@ -5,8 +5,12 @@ import pytest
 import torch
 from tiny import own_models
 
+from gradcheck.core import UserError
 from gradcheck.guidance.gradients import cosine
+from gradcheck.guidance.sampling import NonFinite
 from gradcheck.guidance.ways import cone
+from gradcheck.models.networks import gradient_of
+from gradcheck.runs.chunks import probabilities_of
 from gradcheck.runs.cluster import portable
 from gradcheck.runs.runs import compute, guidance_of, run, steps_of
 from gradcheck.runs.specs import RunSpec
@@ -39,6 +43,40 @@ def test_the_best_of_n_is_the_best_of_an_unguided_run_in_groups(spec):
     assert torch.equal(alone["samples"], best.samples[1:2])
 
 
+def test_labels_of_their_own_are_chosen_and_told_each_by_itself(tmp_path):
+    "Of labels of which the other one grows threefold, the best has the largest sigmoid; a softmax would take the least."
+    names = own_models(tmp_path)
+    (tmp_path / "mine.py").write_text(LABELS, encoding="utf-8")
+    spec = RunSpec(**names, judge=None, start="standard", steps=4, count=6, where="unguided", objective="multilabel")
+    best, all_of_them = run(replace(spec, candidates=3, count=2)), run(spec)
+    groups = all_of_them.guide[:, 0].view(2, 3)
+    assert torch.equal(best.guide[:, 0], groups.max(1).values)
+    bright = (all_of_them.samples.float() / 127.5 - 1).mean((1, 2, 3))
+    assert torch.allclose(all_of_them.guide[:, 0], (10 * bright).sigmoid(), atol=1e-4)
+    assert spec.key != replace(spec, candidates=3).key
+
+
+LABELS = """import torch
+from torch import nn
+class Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor([10.0, 30.0, 0.0, 0.0]))
+    def forward(self, x): return x.mean((1, 2, 3))[:, None] * self.k
+def make(): return Labels()
+"""
+def test_an_answer_that_is_nan_is_a_sentence(spec):
+    "At the end, where it would be chosen, and on the way, where its gradient is zero."
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("inf"), 0.0]])
+    with pytest.raises(NonFinite, match="the judge answers 2 of 3 pictures with NaN or infinity"):
+        probabilities_of(spec, {"guide": logits[:1], "judge": logits})
+    class Dead(torch.nn.Module):
+        def forward(self, x): return torch.where(x.mean((1, 2, 3)) > 0, 0 * x.sum((1, 2, 3)), float("nan"))[:, None]
+    x = torch.ones(2, 3, 4, 4) * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    gradient = gradient_of(lambda x: Dead()(x)[:, 0], x)
+    assert (gradient[0] == 0).all() and gradient[1].isnan().all()
+
+
 def test_a_cone_asks_both_classifiers(spec, tmp_path):
     other = f"{tmp_path / 'other.py'}:make"
     both = replace(spec, where="x_t_cone", robust=other)
@@ -47,7 +85,8 @@ def test_a_cone_asks_both_classifiers(spec, tmp_path):
     assert not torch.allclose(cosine(turned, plain), torch.ones(3))
     assert set(both.digests) == {"denoiser", "classifier", "judge", "robust"}
     assert portable(both).robust == other and portable(both).key == both.key
-    assert both.key != replace(both, robust=spec.classifier).key != spec.key
+    with pytest.raises(UserError, match="the guide itself"): replace(both, robust=spec.classifier)
+    assert both.key != spec.key
 
 
 @pytest.mark.parametrize("fields", [
