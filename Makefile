@@ -11,11 +11,13 @@ PIP_ARGS ?=
 WRITE_BACK ?=
 AGAIN ?=
 BIN := .venv/bin
+# Is a switch on, by its name?
+on = $(if $(filter-out 0 no false off,$($(1))),$(if $(filter 1 yes true on,$($(1))),1,$(error $(1)=$($(1)): give 1 or 0)))
 
 .PHONY: figures tutorials thumbnails pages test test-fast durations test-slow test-browser lint lab known bench paper
 figures: .venv/installed
-	$(BIN)/gradcheck reproduce --preset laptop $(if $(filter-out 0,$(WRITE_BACK)),--write-back) \
-	  $(if $(filter-out 0,$(AGAIN)),--again) $(if $(filter-out 0,$(FAST)),--precision bfloat16)
+	$(BIN)/gradcheck reproduce --preset laptop $(if $(call on,WRITE_BACK),--write-back) \
+	  $(if $(call on,AGAIN),--again) $(if $(call on,FAST),--precision bfloat16)
 
 tutorials: .venv/installed
 	mkdir -p results/tutorials

@@ -84,11 +84,11 @@ def reproduce(
         from gradcheck.models.authors import with_authors
         own = with_authors(authors, own)
         mode = mode or "paper"
-    params = parse_params(param) | {name: absolute(value) for name, value in own.items() if value}
-    params |= {name: value for name, value in dict(mode=mode, precision=precision).items() if value}
+    own = {name: absolute(value) for name, value in own.items() if value}
+    params = parse_params(param, own | dict(mode=mode, precision=precision))
     if full:
         from gradcheck.paper.full import check_full
-        check_full(figures or (), preset, seed, params)
+        check_full(figures or (), preset, seed, params, write_back=write_back, again=again)
         return study(figures[0], out, plan, device, memory, checkpointing, dask)
     if plan: return typer.echo(plan_of(figures or (), preset, seed, params, device))
     params = prepared(figures or (), preset, seed, params)
@@ -127,7 +127,7 @@ def study(figure, out, plan, device, memory, checkpointing, dask):
     from gradcheck.paper.frontier_runs import full_frontiers, plan_frontiers
     from gradcheck.paper.full import full, plan_full
     from gradcheck.paper.measured import measures, plan_measures, write_measures
-    folder = Path(out).absolute()
+    folder = Path(out).absolute() if plan else make_folder(Path(out).absolute())
     if figure == "similarity_and_success":
         return typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder / 'study')}")
     planned, make, name = {             # its plan, what makes it, its folder

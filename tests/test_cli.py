@@ -306,3 +306,23 @@ def test_what_is_unforeseen_is_one_sentence_with_a_file(cli, monkeypatch, tmp_pa
     file, = tmp_path.glob("gradcheck-*.txt")
     assert code == 1 and str(file) in err and "Traceback" not in err and err.count("\n") == 1
     assert "ZeroDivisionError" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("given, named", [
+    (("-p", "steps=3", "-p", "steps=4"), "steps"),
+    (("-p", "mode=paper", "--mode", "corrected"), "mode"),
+    (("-p", "precision=bfloat16", "--precision", "float16"), "precision"),
+])
+def test_what_is_given_twice_is_refused(cli, tmp_path, given, named):
+    code, _, err = cli("reproduce", "figure_1", "--preset", "smoke", "--out", tmp_path, *given)
+    assert code == 2 and f"parameter '{named}' was given twice" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("figure", ["claims", "adam_apart", "frontiers", "similarity_and_success"])
+def test_a_whole_study_asks_for_its_folder_before_it_computes(cli, tmp_path, monkeypatch, figure):
+    (tmp_path / "file").write_text("")
+    for name in ("paper.full.full", "paper.factorial_runs.full_factorial", "paper.frontier_runs.full_frontiers",
+                 "paper.measured.measures"):
+        monkeypatch.setattr(f"gradcheck.{name}", lambda *args, **how: pytest.fail("computed"))
+    code, _, err = cli("reproduce", figure, "--full", "--out", tmp_path / "file" / "below")
+    assert code == 2 and "cannot write to" in err and err.count("\n") == 1

@@ -59,9 +59,10 @@ def plan_full(study=FULL, preset="laptop", device="auto"):
 # %% ../../nbs/5_paper/21_full.ipynb #de839530
 WHOLE = ("claims", "similarity_and_success", "adam_apart", "frontiers")         # what has a whole study
 
-def check_full(figures, preset, seed, params):
+def check_full(figures, preset, seed, params, **switches):
     "`UserError` unless one of `WHOLE` alone is asked for, and nothing that a whole study would leave unheard."
     given = [*(f for f in figures if f not in WHOLE or f != figures[0]), *(f"{k}={v}" for k, v in params.items())]
+    given += [f"--{name.replace('_', '-')}" for name, asked in switches.items() if asked]
     if preset != "laptop": given.append(f"--preset {preset}")
     if seed: given.append(f"--seed {seed}")
     if figures and not given: return

@@ -148,12 +148,14 @@ def check_classes(p):
 MODELS = ("denoiser", "classifier", "robust", "judge", "data")
 NAMES = ("target", "mode", "objective", "precision", "stabilizer", *MODELS)                 # text, whatever it is
 
-def parse_params(params):
-    "`[\"steps=50\"]` to `{\"steps\": 50}`; values are JSON where they parse, and text where they are names."
-    out = {}
+def parse_params(params, options=None):
+    """`["steps=50"]` to `{"steps": 50}`; values are JSON where they parse, and text where they are names. Beside them
+    `options` (name -> value, None where it is not given); `UserError` for what is given twice."""
+    out = {name: value for name, value in (options or {}).items() if value}
     for p in params:
         name, equals, value = p.partition("=")
         if not equals: raise UserError(f"parameter {shown(p)} has no value; write it as NAME=VALUE.")
+        if name in out: raise UserError(f"parameter {shown(name)} was given twice; give it once.")
         try: out[name] = value if name in NAMES else json.loads(value)
         except (ValueError, RecursionError): out[name] = value
     return out
@@ -171,7 +173,8 @@ IN_NAME = ("target", "seed", "scale", "steps", "count", "objective", "image", "i
 def setting_of(parameters):
     "What differs from the defaults in a notebook's parameters (a dict), by name."
     given = {k: v for k, v in parameters.items() if k not in ("preset", "out")}
-    return {k: v for k, v in given.items() if v is not None and v != USUAL.get(k)}
+    usual = USUAL | {"precision": get_preset(parameters.get("preset", "laptop")).precision}
+    return {k: v for k, v in given.items() if v is not None and v != usual.get(k)}
 
 def brief(text, length=60):
     "`text` as part of a file's name: safe characters, and a digest in the place of what is too long."

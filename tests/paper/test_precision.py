@@ -114,8 +114,26 @@ def test_the_reference_is_that_of_float32_and_the_precision_is_said(tmp_path):
     with pytest.raises(UserError, match="same setting"): compare(results, reference)
 
 
-@pytest.mark.parametrize("given, said", [(["FAST=1"], True), ([], False), (["FAST=0"], False)])
+@pytest.mark.parametrize("given, said", [
+    (["FAST=1"], True),
+    (["FAST=yes"], True),
+    ([], False),
+    (["FAST=0"], False),
+    (["FAST=no"], False),
+])
 def test_make_figures_fast(given, said):
     call = ["make", "-n", "-C", project_root(), "figures", *given]
     done = subprocess.run(call, capture_output=True, encoding="utf-8", check=True)
     assert ("--precision bfloat16" in done.stdout) is said
+
+
+def test_a_switch_of_make_that_is_neither_on_nor_off_is_refused():
+    call = ["make", "-n", "-C", project_root(), "figures", "AGAIN=nope"]
+    done = subprocess.run(call, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and "AGAIN=nope: give 1 or 0" in done.stderr
+
+
+def test_a_precision_that_is_the_presets_own_is_no_setting():
+    assert setting_of(dict(preset="smoke", precision="float32")) == {} == setting_of(dict(preset="smoke"))
+    assert setting_of(dict(preset="paper", precision="float32")) == dict(precision="float32")
+    assert setting_of(dict(preset="paper", precision="bfloat16")) == {}
