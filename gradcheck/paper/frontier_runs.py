@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRONTIER_STUDY', 'SHORT', 'cells_by_way', 'seconds_of', 'unguided_of', 'cost_of', 'equal_steps', 'costs_of',
            'scales_in', 'frontier_rows', 'way_rows', 'kept_rows', 'kept_costs', 'write_frontiers',
-           'concluded_frontiers', 'full_frontiers', 'image_steps', 'plan_frontiers']
+           'concluded_frontiers', 'ways_in', 'full_frontiers', 'image_steps', 'plan_frontiers']
 
 # %% ../../nbs/5_paper/28_frontier_runs.ipynb #713eee4d
 import time
@@ -17,10 +17,10 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-from ..core import located, pick_device
+from ..core import UserError, located, pick_device
 from ..guidance.sampling import NonFinite
 from .frontiers import COSTS, FRONTIER_WAYS, MATCHES, OUTCOMES, PAPER, dominated, matched, ranking
-from .frontiers import reached, read_frontiers, said_of_domination, said_of_ranks
+from .frontiers import reached, read_frontiers, said_of_domination, said_of_lacking, said_of_ranks
 from .plan import duration
 from .settings import spec_for
 from .study import PILOT_IMAGES, Study, cells_of, known_cells, scales_of, spec_of, under
@@ -128,10 +128,20 @@ def kept_rows(cells, steps, study, preset, engine):
     return pd.DataFrame(derived("frontier", [alone, steps, digests, preset], make))
 
 def kept_costs(folder, study, preset="laptop", device="cpu"):
-    "The table of `COSTS` in a folder; measured, and written into it, where it is not there."
+    "The table of `COSTS` in a folder; of ways of which it has none, measured, and written into it."
     path = folder / "costs.csv.gz"
-    if path.is_file(): return unpacked(path, COSTS, "frontiers")
-    write_files(dict(costs=costs_of(study, preset, device)), {}, {}, folder, "%.3g")
+    ways = study.ways["nonrobust"]
+    kept = unpacked(path, COSTS, "frontiers") if path.is_file() else pd.DataFrame(columns=[*COSTS])
+    strange = [way for way in kept["variant"] if way not in ways]
+    if strange:
+        raise UserError(f"{str(path)!r} has the cost of {strange[0]!r}, which is none of the {len(ways)} ways asked "
+                        "for; give another folder (--out).")
+    missing = {way: fields for way, fields in ways.items() if way not in {*kept["variant"]}}
+    if missing:
+        if len(kept): missing = {"plain": ways["plain"]} | missing                  # the measure of equal cost
+        found = costs_of(replace(study, ways={"nonrobust": missing}), preset, device)
+        found = found[~found["variant"].isin(kept["variant"])]
+        write_files(dict(costs=pd.concat([kept, found], ignore_index=True)), {}, {}, folder, "%.3g")
     return unpacked(path, COSTS, "frontiers")
 
 def write_frontiers(outcomes, known, folder):
@@ -151,23 +161,31 @@ def concluded_frontiers(folder):
     "What the numbers in a folder say, in sentences."
     outcomes, costs = read_frontiers(folder)
     for by in MATCHES:
-        found = reached(matched(outcomes, costs, by))
+        kept = matched(outcomes, costs, by)
+        if lost := said_of_lacking(outcomes, kept): yield f"at equal {by}: {lost}"
+        found = reached(kept)
         for reader, quality in (("judge", "near"), ("oracle", "whole")):
             yield f"at equal {by}: {said_of_ranks(ranking(found, reader), reader)}"
             yield f"at equal {by}, {reader} and {quality}: {said_of_domination(dominated(found, reader, quality))}"
 
+def ways_in(folder):
+    "The ways whose outcomes lie in a folder; none where they cannot be read."
+    try: return {*read_frontiers(folder)[0]["variant"]}
+    except UserError: return set()
+
 def full_frontiers(out="results/frontiers", study=FRONTIER_STUDY, preset="laptop", engine=None, report=print):
-    "Run the frontiers, from the cache where it has them; write the numbers into `out` after each way, the folder."
+    """Run the frontiers, from the cache where it has them; write the numbers into `out` after each way (where there are
+    more already, at the end); returns the folder."""
     folder = located(out)
     costs = kept_costs(folder, study, preset, pick_device("auto"))      # where a few images are computed
     cells = cells_by_way(study, preset)
-    tables, done = [], {}
+    tables, done, there = [], {}, ways_in(folder)
     for way in costs.to_dict("records"):
         begun, name = time.time(), way["variant"]
         tables.append(kept_rows(cells[name], sorted({way["steps"], way["equal_steps"]}), study, preset, engine))
         done[name] = study.ways["nonrobust"][name]
         known = known_cells(cells[name], replace(study, ways={"nonrobust": done}))
-        write_frontiers(pd.concat(tables, ignore_index=True), known, folder)
+        if there <= {*done}: write_frontiers(pd.concat(tables, ignore_index=True), known, folder)
         report(f"{name}: {len(tables)} of {len(costs)} ways ({time.time() - begun:.0f} s)")
     for line in concluded_frontiers(folder): report(line)
     report(f"the numbers: {folder}")

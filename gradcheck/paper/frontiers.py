@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'FAMILIES', 'FRONTIER_WAYS', 'OUTCOMES', 'COSTS', 'MATCHES', 'MEASURES', 'SHARES', 'at_both', 'home_of',
-           'frontiers_folder', 'read_frontiers', 'known_frontiers', 'matched', 'along', 'reached', 'means_of',
-           'as_cells', 'ranking', 'dominated', 'helped', 'planted_frontiers', 'said_of_ranks', 'said_of_domination']
+           'frontiers_folder', 'read_frontiers', 'known_frontiers', 'matched', 'said_of_lacking', 'along', 'reached',
+           'means_of', 'as_cells', 'ranking', 'dominated', 'helped', 'planted_frontiers', 'said_of_ranks',
+           'said_of_domination']
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #aa826e3f
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from ..core import counter_bits, located, project_root
+from ..core import UserError, counter_bits, located, project_root
 from .study_evidence import at_equal_energy, cube
 from .study_results import CELL, known_at, unpacked
 from .variants import VARIANTS
@@ -73,19 +74,33 @@ def frontiers_folder(): return project_root() / "data" / "reference" / "frontier
 def read_frontiers(folder=None):
     "(outcomes, costs), by default those of the repository; `UserError` if absent or damaged."
     folder = frontiers_folder() if folder is None else located(folder)
-    return (unpacked(folder / "outcomes.csv.gz", OUTCOMES, "frontiers"),
-            unpacked(folder / "costs.csv.gz", COSTS, "frontiers"))
+    outcomes = unpacked(folder / "outcomes.csv.gz", OUTCOMES, "frontiers")
+    costs = unpacked(folder / "costs.csv.gz", COSTS, "frontiers")
+    for way, mine in outcomes.groupby("variant", sort=False):
+        steps = costs[costs["variant"] == way][[*MATCHES.values()]].to_numpy().ravel()
+        if way in FRONTIER_WAYS and len(steps) == len(MATCHES) and {*steps} <= {*mine["steps"]}: continue
+        raise UserError(f"the frontiers in {str(folder)!r} have outcomes of {way!r}, which is no way, or whose cost "
+                        "and steps they do not say; make them again: gradcheck reproduce frontiers --full.")
+    return outcomes, costs
 
 def known_frontiers():
     "What frontiers.json in the repository says of its runs."
     return known_at(frontiers_folder() / "frontiers.json", "the frontiers")
 
 def matched(outcomes, costs, by):
-    "The outcomes of each way in as many steps as `MATCHES` says; of those ways of which there are all cells."
+    """The outcomes of each way in as many steps as `MATCHES` says, in those cells that most ways have; of those ways
+    that have them all."""
     steps = outcomes["variant"].map(costs.set_index("variant")[MATCHES[by]])
     mine = outcomes[outcomes["steps"] == steps]
-    cells = mine["variant"].map(mine.groupby("variant")[["replicate", "target"]].apply(lambda t: len(t.value_counts())))
-    return mine[cells == cells.max()].reset_index(drop=True)
+    ways = mine.groupby(["replicate", "target"])["variant"].transform("nunique")
+    usual = mine[2 * ways > mine["variant"].nunique()]
+    cells = (100 * usual["replicate"] + usual["target"]).groupby(usual["variant"]).transform("nunique")
+    return usual[cells == cells.max()].reset_index(drop=True)
+
+def said_of_lacking(outcomes, kept):
+    "A sentence on the ways that are not among what is `kept`, since cells of theirs are missing; empty if none is."
+    lost = [way for way in outcomes["variant"].unique() if way not in {*kept["variant"]}]
+    return f"Left out, since they have not all cells: {'; '.join(lost)}." if lost else ""
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #ae5c48f9
 MEASURES = ("judge", "oracle", "near", "whole")         # two words on the target, two on the picture: more is better
@@ -142,12 +157,13 @@ def ranking(found, measure):
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #53d09d6f
 def dominated(found, reader, quality):
-    "way -> the ways that dominate it, by one of the two words on the target and one of the two on the picture."
+    """way -> the ways that dominate it, by one of the two words on the target and one of the two on the picture; None
+    where there are fewer classifiers than decide."""
     both = [means_of(found, measure) for measure in (reader, quality)]
     ways = list(both[0])
     level = 1 - LEVEL / max(len(ways) - 1, 1)
     def better(a, b): return a != b and all(over_cells(as_cells(m[a] - m[b]), level).low > 0 for m in both)
-    if found["replicate"].nunique() < FEWEST: return {way: [] for way in ways}
+    if found["replicate"].nunique() < FEWEST: return None
     return {b: [a for a in ways if better(a, b)] for b in ways}
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #454c446e
@@ -176,7 +192,7 @@ def planted_frontiers(shift, ways=FRONTIER_WAYS, replicates=5, energies=(1.0, 10
     far = strength - near + rng.normal(0, 0.02, len(rows))[run]
     rows = rows.assign(protocol="ours", kind="nonrobust", steps=50, injected=rows["energy"], far=far)
     costs = pd.DataFrame(dict(variant=list(ways), cost=1.2, steps=50, equal_steps=50))
-    return rows.assign(judge=word, oracle=word, whole=1 - far)[[*OUTCOMES]], costs
+    return rows.assign(judge=word, oracle=word, whole=(1 - far).clip(0, 1))[[*OUTCOMES]], costs
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #ccb89a66
 def said_of_ranks(table, reader):
@@ -189,6 +205,7 @@ def said_of_ranks(table, reader):
 
 def said_of_domination(lost):
     "A sentence on which ways are dominated, by how many, and by which of the paper's; of what `dominated` finds."
+    if lost is None: return f"With fewer than {FEWEST} classifiers, no way is said to dominate another."
     def by(rivals):
         papers = " and ".join(way for way in PAPER if way in rivals)
         return f"by {len(rivals)}" + (f", of the paper's by {papers}" if papers else "")

@@ -37,9 +37,10 @@ def usable(name):
     return True
 
 def replicates(kind, most=len(SEEDS) + 1):
-    "The names of the independently trained classifiers of a kind (robust, nonrobust), the bundled one first."
+    """number -> name of the independently trained classifiers of a kind (robust, nonrobust), the bundled one first; one
+    that is left out leaves a gap."""
     names = [f"laptop/{kind}", *(f"data/replicates/{kind}_{seed}.safetensors" for seed in SEEDS)]
-    return [name for name in names[:most] if usable(name)]
+    return {k: name for k, name in enumerate(names[:most]) if usable(name)}
 
 # %% ../../nbs/5_paper/17_study.ipynb #4afa1d0b
 PROTOCOLS = {"authors": "start=paper,objective=paper,state=paper", "ours": "corrected"}      # name -> mode
@@ -88,7 +89,7 @@ def cells_of(study, preset="laptop"):
     return [
         Cell(protocol, kind, k, names[kind][k], target, variant)
         for k, protocol, (kind, variant), target in product(range(study.replicates), study.protocols, ways, classes)
-        if k < len(names[kind])
+        if k in names[kind]
     ]
 
 @lru_cache

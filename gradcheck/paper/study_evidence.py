@@ -17,11 +17,16 @@ from ..core import UserError
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #0dfd9b06
 def cube(rows, column):
     "`column` of rows of one kind and variant as an array (replicates, classes, images); `UserError` for gaps."
+    if not len(rows):
+        raise UserError(f"the study has no {column!r} of a way that a claim is about; let the command that made it "
+                        "(gradcheck reproduce ... --full) finish.")
     table = rows.pivot_table(values=column, index=["replicate", "target"], columns="image", dropna=False)
     shape = rows["replicate"].nunique(), rows["target"].nunique(), rows["image"].nunique()
     if len(rows) != np.prod(shape) or table.isna().to_numpy().any():
-        raise UserError(f"the study's column {column!r} has gaps ({len(rows)} rows for {' x '.join(map(str, shape))} "
-                        "replicates, classes and images); let gradcheck reproduce claims --full finish.")
+        size = " x ".join(map(str, shape))
+        raise UserError(f"the study's column {column!r} has gaps ({len(rows)} rows for {size} "
+                        "replicates, classes and images); let the command that made it (gradcheck reproduce ... "
+                        "--full) finish.")
     return table.to_numpy().reshape(shape)
 
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #b7f42c46
@@ -45,8 +50,8 @@ def at_equal_energy(outcomes, column):
     twice = outcomes.duplicated([*names, "image", "energy"])
     if twice.any():
         first = ", ".join(map(str, outcomes.loc[twice.idxmax(), names]))
-        raise UserError(f"the study has {twice.sum()} outcomes twice, the first of {first}; let gradcheck reproduce "
-                        "claims --full finish.")
+        raise UserError(f"the study has {twice.sum()} outcomes twice, the first of {first}; make it again (gradcheck "
+                        "reproduce ... --full).")
     found = []
     for key, cell in outcomes.groupby(names, sort=False):
         found.append(along_energies(cell, column, energies).assign(**dict(zip(names, key))))
@@ -98,7 +103,11 @@ class CellEvidence:
         "By how much guidance raises the judge's probability above that without guidance, for the same noise."
         images = self.reached["judge"]["image"].nunique()
         unguided = cube(self.base[self.base["image"] < images].assign(replicate=0), "judge")
-        return self.probability(kind, variant, "judge") - unguided
+        guided = self.probability(kind, variant, "judge")
+        if unguided.shape[1:] != guided.shape[1:]:
+            raise UserError(f"the study has {guided.shape[2]} images of a cell, {unguided.shape[2]} without guidance; "
+                            "make it again (gradcheck reproduce claims --full).")
+        return guided - unguided
 
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #867d6af3
 def change(of, kind):

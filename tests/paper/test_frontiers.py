@@ -11,10 +11,10 @@ from gradcheck.core import UserError
 from gradcheck.guidance.sampling import NonFinite
 from gradcheck.paper import frontier_runs
 from gradcheck.paper.frontier_runs import FRONTIER_STUDY, cells_by_way, costs_of, equal_steps, full_frontiers
-from gradcheck.paper.frontier_runs import image_steps, plan_frontiers, scales_in, unguided_of
+from gradcheck.paper.frontier_runs import image_steps, kept_costs, plan_frontiers, scales_in, unguided_of
 from gradcheck.paper.frontiers import FAMILIES, FRONTIER_WAYS, PAPER, along, dominated, helped, home_of, matched
 from gradcheck.paper.frontiers import means_of, planted_frontiers, ranking, reached, read_frontiers, said_of_domination
-from gradcheck.paper.frontiers import said_of_ranks
+from gradcheck.paper.frontiers import said_of_lacking, said_of_ranks
 from gradcheck.paper.study import FULL, cells_of, spec_of
 from gradcheck.paper.study_evidence import at_equal_energy, cube
 from gradcheck.paper.study_results import write_files
@@ -85,8 +85,51 @@ def test_what_is_planted_is_found():
 
 def test_two_classifiers_dominate_nothing():
     found = reached(world({"both": (-0.2, -0.2)}, replicates=2)[0])
-    assert not any(dominated(found, "judge", "near").values())
-    assert said_of_domination(dominated(found, "judge", "near")) == "None of 6 ways is dominated."
+    assert dominated(found, "judge", "near") is None
+    assert said_of_domination(None) == "With fewer than 3 classifiers, no way is said to dominate another."
+
+
+def test_a_way_that_has_more_or_fewer_cells_takes_no_other_with_it():
+    outcomes, costs = world({})
+    more = outcomes[(outcomes["variant"] == "plain") & (outcomes["replicate"] == 0)].assign(replicate=7)
+    fewer = outcomes[(outcomes["variant"] != "adam") | (outcomes["target"] > 0)]
+    assert {*matched(pd.concat([outcomes, more]), costs, "energy")["replicate"]} == {*outcomes["replicate"]}
+    kept = matched(fewer, costs, "energy")
+    assert {*kept["variant"]} == {*FEW} - {"adam"}
+    assert said_of_lacking(fewer, kept) == "Left out, since they have not all cells: adam."
+    assert said_of_lacking(outcomes, outcomes) == ""
+
+
+@pytest.mark.parametrize("harm", [
+    lambda o, c: (o.replace({"variant": {"plain": "plane"}}), c.replace({"variant": {"plain": "plane"}})),
+    lambda o, c: (o, c[c["variant"] != "plain"]),
+    lambda o, c: (o, c.assign(steps=c["steps"] - 10)),
+    lambda o, c: (o, pd.concat([c, c[:1]])),
+], ids=["no way", "no cost", "other steps", "twice"])
+def test_frontiers_that_do_not_fit_together_are_refused(tmp_path, harm):
+    outcomes, costs = world({})
+    for name, some in (("whole", (outcomes, costs)), ("harmed", harm(outcomes, costs))):
+        write_files(dict(zip(("outcomes", "costs"), some)), {}, {}, tmp_path / name, "%.3g")
+    assert len(read_frontiers(tmp_path / "whole")) == 2
+    with pytest.raises(UserError, match="frontiers --full"): read_frontiers(tmp_path / "harmed")
+
+
+def test_what_a_folder_knows_of_costs_is_added_to(tmp_path, monkeypatch):
+    "Ways of which it has none are measured; those that nobody asked for are refused."
+    asked = []
+
+    def measured(study, *_):
+        ways = [*study.ways["nonrobust"]]
+        asked.append(ways)
+        return pd.DataFrame(dict(variant=ways, cost=2.0, steps=50, equal_steps=30))
+    monkeypatch.setattr(frontier_runs, "costs_of", measured)
+    def study(*ways): return replace(TINY, ways={"nonrobust": {way: FRONTIER_WAYS[way] for way in ways}})
+    kept_costs(tmp_path, study("plain", "adam"))
+    costs = kept_costs(tmp_path, study("plain", "adam", "x0_hat"))
+    assert asked == [["plain", "adam"], ["plain", "x0_hat"]]
+    assert costs["variant"].tolist() == ["plain", "adam", "x0_hat"]
+    with pytest.raises(UserError, match="cost of 'x0_hat', which is none of the 2 ways"):
+        kept_costs(tmp_path, study("plain", "adam"))
 
 
 def test_no_domination_where_classes_disagree():
@@ -172,7 +215,7 @@ def test_the_smallest_frontiers_run_and_go_on(tmp_path, own_cache, monkeypatch):
     assert (outcomes["injected"] > 0).equals(outcomes["variant"] == "plain")
     known = json.loads((folder / "frontiers.json").read_text(encoding="utf-8"))
     assert [*known["study"]["ways"]["nonrobust"]] == ["plain", "best of 2"] and known["study"]["energies"] == [14.0]
-    assert said[-1].endswith(str(again)) and "None of 2 ways is dominated." in "".join(said)
+    assert said[-1].endswith(str(again)) and "With fewer than 3 classifiers, no way" in "".join(said)
     (folder / "costs.csv.gz").write_bytes(b"")
     with pytest.raises(UserError, match="frontiers --full"): read_frontiers(folder)
 

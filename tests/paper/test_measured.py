@@ -93,8 +93,11 @@ def test_a_look_stands_for_itself():
     assert both[both["protocol"] == "ours"].reset_index(drop=True).equals(ours)
 
 
+ROW = dict.fromkeys(COLUMNS, 0.5) | dict(protocol="ours", kind="robust", place="x_t")
+
+
 def test_files_and_what_is_said_of_damaged_ones(tmp_path):
-    table = pd.DataFrame([dict.fromkeys(COLUMNS, 1.5)])
+    table = pd.DataFrame([ROW])
     path = write_measures(table, tmp_path)
     assert read_measures(tmp_path).equals(table) and path.name == "measures.csv.gz"
     for damaged in (b"", path.read_bytes()[:-9]):
@@ -104,7 +107,7 @@ def test_files_and_what_is_said_of_damaged_ones(tmp_path):
 
 def test_the_command_takes_the_looks_and_nothing_else(cli, monkeypatch, tmp_path):
     monkeypatch.setattr("gradcheck.paper.full.full", lambda *args, **how: pytest.fail("the study was not asked for"))
-    monkeypatch.setattr(measured, "measures", lambda: pd.DataFrame([dict.fromkeys(COLUMNS, 1.0)]))
+    monkeypatch.setattr(measured, "measures", lambda: pd.DataFrame([ROW]))
     monkeypatch.setattr(measured, "plan_measures", lambda: "a plan")
     assert cli("reproduce", "similarity_and_success", "--full", "--plan")[1] == "a plan\n"
     assert cli("reproduce", "similarity_and_success", "--full", "--out", tmp_path)[0] == 0

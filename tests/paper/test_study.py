@@ -141,7 +141,12 @@ def test_a_replicate_that_cannot_be_read_is_named_and_left_out(monkeypatch):
     assert len(replicates("robust")) == len(SEEDS) + 1
     monkeypatch.setattr("gradcheck.paper.study.SEEDS", (2, 77))
     with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
-    assert names == ["laptop/robust", "data/replicates/robust_2.safetensors"]
+    assert names == {0: "laptop/robust", 1: "data/replicates/robust_2.safetensors"}
+    monkeypatch.setattr("gradcheck.paper.study.SEEDS", (77, 2))
+    with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
+    assert names == {0: "laptop/robust", 2: "data/replicates/robust_2.safetensors"}      # its own number still
+    with pytest.warns(UserWarning):
+        assert {c.replicate for c in cells_of(replace(FULL, replicates=3)) if c.kind == "robust"} == {0, 2}
 
 
 def test_the_authors_protocol_is_theirs():
@@ -170,6 +175,32 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
         with pytest.raises(UserError, match="outcomes.csv.gz"): read_study(folder)
 
 
+@pytest.mark.parametrize("name, damage, said", [
+    ("outcomes", lambda t: t.assign(judge=7.0), "has 7 as judge, which is not within 0 to 1"),
+    ("outcomes", lambda t: t.assign(injected=-3.0), "has -3 as injected"),
+    ("outcomes", lambda t: t.assign(judge=t["judge"].astype(str).where(t.index > 0, "0,5")), "judge what is no number"),
+    ("outcomes", lambda t: t.assign(replicate="one"), "replicate what is no number"),
+    ("outcomes", lambda t: t.assign(protocol="mine"), "a protocol 'mine', which is none of authors, ours"),
+    ("outcomes", lambda t: pd.concat([t, t[:3]]), "3 rows twice"),
+    ("base", lambda t: pd.concat([t, t[:1]]), "1 rows twice"),
+    ("similarities", lambda t: t.assign(similarity=np.inf), "no finite number"),
+])
+def test_what_cannot_be_is_refused(tmp_path, name, damage, said):
+    tables = planted(lambda r, k: 0.3)
+    folder = write_study(tables, dict(study="planted"), tmp_path)
+    (folder / f"{name}.csv.gz").write_bytes(packed(damage(tables[name])))
+    with pytest.raises(UserError, match=said): read_study(folder)
+
+
+@pytest.mark.parametrize("name, damage, said", [
+    ("outcomes", lambda t: t.replace({"variant": {"plain": "plane"}}), "no 'judge' of a way"),
+    ("base", lambda t: t[t["image"] % 2 == 0], "images of a cell"),
+])
+def test_what_is_missing_is_a_sentence(name, damage, said):
+    tables = planted(lambda r, k: 0.3)
+    with pytest.raises(UserError, match=said): decide_study(**tables | {name: damage(tables[name])})
+
+
 @pytest.mark.parametrize("figures, preset, seed, params", [
     ((), "laptop", 0, {}),
     (("claims", "figure_1"), "laptop", 0, {}),
@@ -180,6 +211,8 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
 def test_the_full_study_refuses_what_it_would_not_hear(figures, preset, seed, params):
     with pytest.raises(UserError, match="claims --full"): check_full(figures, preset, seed, params)
     assert check_full(("claims",), "laptop", 0, {}) is None
+    with pytest.raises(UserError, match="--write-back was given"):
+        check_full(("claims",), "laptop", 0, {}, write_back=True, again=False)
 
 
 def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch):

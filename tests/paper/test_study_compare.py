@@ -10,12 +10,13 @@ from gradcheck.paper.study import FULL, Study, cells_of
 from gradcheck.paper.study_compare import compare_study, holds_study, row_of
 from gradcheck.paper.study_results import packed, read_study
 
-SIZES = dict(steps=50, long_steps=400, seed=0, pilot_seed=1_000_000)
+SIZES = dict(ways=dict(robust=dict(plain={})), steps=50, long_steps=400, seed=0, pilot_seed=1_000_000)
 
 
 def known_of(replicates=5, sha="a" * 64, **changes):
     classifiers = [dict(kind="robust", replicate=k, sha256=sha) for k in range(replicates)]
-    return dict(study=SIZES | changes, classifiers=classifiers, machine="A CPU")
+    protocols = dict(authors="start=paper", ours="corrected")
+    return dict(study=SIZES | changes, protocols=protocols, classifiers=classifiers, machine="A CPU")
 
 
 def laid(tables, known, folder):
@@ -69,6 +70,11 @@ def test_the_last_digit_that_is_kept_may_differ(reference):
     (known_of(steps=100), "steps 100, its reference with 50"),
     (known_of(seed=1), "seed 1"),
     (known_of(sha="b" * 64), "robust classifier 0 is bbbbbbbbbbbb here"),
+    (known_of(ways={"robust": {}}), "ways"),
+    (known_of() | dict(protocols=dict(ours="start=paper")), "protocol 'ours' is 'start=paper', its reference's"),
+    (known_of(replicates=0), "does not say what was studied"),
+    (known_of(sha=5), "does not say what was studied"),
+    (known_of() | dict(protocols=None), "does not say what was studied"),
     ({}, "does not say what was studied"),
     ([], "study.json"),
 ])
@@ -93,7 +99,7 @@ def test_what_is_half_written_or_damaged_is_a_sentence(reference, cli, tmp_path,
 
 
 def test_nothing_in_common_is_said(reference, tmp_path):
-    tables = {name: t.assign(protocol="another") for name, t in read_study(reference).items()}
+    tables = {name: t.assign(target=t["target"] + 7) for name, t in read_study(reference).items()}
     folder = laid(tables, known_of(), tmp_path / "mine")
     with pytest.raises(UserError, match="no cell in common"): compare_study(folder, reference)
 

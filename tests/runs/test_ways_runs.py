@@ -44,7 +44,7 @@ def test_the_best_of_n_is_the_best_of_an_unguided_run_in_groups(spec):
 
 
 def test_labels_of_their_own_are_chosen_and_told_each_by_itself(tmp_path):
-    "Of labels of which the other one grows threefold, the best has the largest sigmoid; a softmax would take the least."
+    "Where the other label grows threefold, the best has the largest sigmoid; a softmax would take the least."
     names = own_models(tmp_path)
     (tmp_path / "mine.py").write_text(LABELS, encoding="utf-8")
     spec = RunSpec(**names, judge=None, start="standard", steps=4, count=6, where="unguided", objective="multilabel")
