@@ -99,7 +99,7 @@ def adam_folder(): return project_root() / "data" / "reference" / "adam"
 def read_factorial(folder=None):
     "The tables of the factorial by name, by default those of the repository; `UserError` if absent or damaged."
     folder = adam_folder() if folder is None else located(folder)
-    return {name: unpacked(folder / f"{name}.csv.gz", columns) for name, columns in FACTORIAL.items()}
+    return {name: unpacked(folder / f"{name}.csv.gz", columns, "adam_apart") for name, columns in FACTORIAL.items()}
 
 def known_adam():
     "What adam.json in the repository says of its runs."
