@@ -110,14 +110,15 @@ def source_digest(name):
 # %% ../nbs/02_functions.ipynb #a7519e9d
 def content_of(value, depth=4):
     """Bytes that say what a value holds: numbers, texts, tensors and arrays, and collections of them, so many levels
-    deep; of anything else its kind."""
+    deep; of anything else its kind. Of a path, the last part counts: the same files may lie elsewhere."""
     import numpy as np                                                     # slow to import
     import torch
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized):
         flat = value.detach().cpu().contiguous().view(-1)
         return f"{value.dtype} {tuple(value.shape)} ".encode() + flat.view(torch.uint8).numpy().tobytes()
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
+    if isinstance(value, str) and os.path.isabs(value): return Path(value).name.encode()
     if isinstance(value, (bool, int, float, complex, str, bytes, type(None))): return repr(value).encode()
     if isinstance(value, dict) and depth:
         return b"; ".join(sorted(repr(k).encode() + b": " + content_of(v, depth - 1) for k, v in value.items()))

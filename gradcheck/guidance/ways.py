@@ -93,7 +93,6 @@ def polyak(where):
     @named(where, "polyak")
     def stepped(ddpm, denoiser, x_t, t, value):
         x0, g = where(ddpm, denoiser, x_t, t, value)
-        g = raised(g)
         length = norm(g).clamp(min=1e-30)
         return x0, each(norm(ddpm.eps_from(x_t, t, x0)) / length, g) * (g / each(length, g))
 
