@@ -155,12 +155,13 @@ def decide_factorial(outcomes, questions=QUESTIONS):
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #417afc57
 def levels(outcomes, column):
-    "A row per way in `outcomes` (of one protocol): an outcome at equal energy, its mean over cells and its interval."
+    """A row per way in `outcomes` (of one protocol): a word on the target at equal energy, its mean over cells and its
+    interval, within 0 and 1."""
     reached = at_equal_energy(outcomes, column)
     rows = []
     for way, mine in reached.groupby("variant", sort=False):
         effect = over_cells(cube(mine, column).mean(2))
-        rows.append(dict(variant=way, mean=effect.mean, low=effect.low, high=effect.high))
+        rows.append(dict(variant=way, mean=effect.mean, low=max(effect.low, 0.0), high=min(effect.high, 1.0)))
     return pd.DataFrame(rows).set_index("variant")
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #4732f235

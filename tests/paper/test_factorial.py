@@ -10,7 +10,7 @@ import torch
 from gradcheck.core import UserError
 from gradcheck.guidance.stabilizers import make_stabilizer
 from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, adam_folder, agreement, corner
-from gradcheck.paper.factorial import decide_factorial, known_adam, planted, questions_of, read_factorial
+from gradcheck.paper.factorial import decide_factorial, known_adam, levels, planted, questions_of, read_factorial
 from gradcheck.paper.factorial import similarity_table
 from gradcheck.paper.factorial_runs import ADAM_STUDY, filtered, full_factorial
 from gradcheck.paper.full import plan_full
@@ -185,3 +185,11 @@ def test_the_command_asks_for_adams_parts(cli, monkeypatch, tmp_path):
 def test_a_plan_without_long_runs_counts_none(own_cache):
     total = 3 * 4 * (5 * 4 * 3 + 2 * 3)
     assert f"{total:,} image-steps" in plan_full(TINY)
+
+
+def test_a_probabilitys_interval_ends_at_0_and_1():
+    "Ways of which one class alone is ever reached."
+    outcomes = planted(lambda way: 0.3, replicates=3)
+    outcomes["judge"] = outcomes["judge"].where(outcomes["target"] == 0, 0.0).clip(0, 1)
+    found = levels(outcomes, "judge")
+    assert (found["low"] == 0).all() and (found["high"] <= 1).all() and (found["mean"] < found["high"]).all()
