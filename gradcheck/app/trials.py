@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'STEPS', 'TRIED', 'WAYS', 'ENERGIES', 'NO_TIME', 'Question', 'question_of', 'run_one', 'seconds_per_step',
-           'Budget', 'views_of', 'by_views', 'check_answers', 'rows_of', 'length_of', 'settings_to_try', 'scale_of_one',
-           'final_specs', 'every_spec', 'Probed', 'Trials']
+           'Budget', 'views_of', 'by_views', 'rows_of', 'length_of', 'settings_to_try', 'scale_of_one', 'final_specs',
+           'every_spec', 'Probed', 'Trials']
 
 # %% ../../nbs/6_app/07_trials.ipynb #368d543c
 import time
@@ -138,16 +138,8 @@ def by_views(question, result):
     return torch.stack(said).mean(0).cpu()
 
 # %% ../../nbs/6_app/07_trials.ipynb #1753acb6
-def check_answers(result):
-    "`UserError` where the guide or the judge of a run says NaN or infinity about its pictures."
-    for name, answers in ((result.spec.classifier, result.guide), (result.spec.judge, result.judge)):
-        if answers.isfinite().all(): continue
-        raise UserError(f"the classifier {name!r} answers pictures that the denoiser makes with NaN or infinity; let "
-                        "its logits be finite for every picture in [-1, 1].")
-
 def rows_of(question, result, way, energy):
     "A row per image of a run: what was injected, and the target's probability by `guide` and by `judge`."
-    check_answers(result)
     target = question.target
     judge = result.judge[:, target] if question.judged else by_views(question, result)
     return pd.DataFrame(dict(

@@ -78,13 +78,12 @@ def candidates_of(spec, images):
     return [i * spec.candidates + k for i in images for k in range(spec.candidates)]
 
 def probabilities_of(spec, answers):
-    "name -> class probabilities (N, classes), of name -> logits; `NonFinite` for answers that have none."
+    "`guide`, `judge` -> class probabilities (N, classes), of their logits; `NonFinite` for answers that have none."
     found = {name: class_probabilities(logits, spec.objective) for name, logits in answers.items()}
-    for name, p in found.items():
-        bad = len(p) - int(p.isfinite().all(1).sum())
-        if bad:
-            raise NonFinite(f"the {name} answers {bad} of {len(p)} pictures with NaN or infinity (classifier "
-                            f"{spec.classifier!r}, judge {spec.judge!r}); look at what it makes of such pictures.")
+    for name, classifier in (("guide", spec.classifier), ("judge", spec.judge)):
+        if found[name].isfinite().all(): continue
+        raise NonFinite(f"the classifier {classifier!r} answers pictures that the denoiser makes with NaN or infinity; "
+                        "let its logits be finite for every picture in [-1, 1].")
     return found
 
 def favourites(spec, tensors, worth):

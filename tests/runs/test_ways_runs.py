@@ -68,7 +68,7 @@ def make(): return Labels()
 def test_an_answer_that_is_nan_is_a_sentence(spec):
     "At the end, where it would be chosen, and on the way, where its gradient is zero."
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("inf"), 0.0]])
-    with pytest.raises(NonFinite, match="the judge answers 2 of 3 pictures with NaN or infinity"):
+    with pytest.raises(NonFinite, match="answers pictures that the denoiser makes with NaN"):
         probabilities_of(spec, {"guide": logits[:1], "judge": logits})
     class Dead(torch.nn.Module):
         def forward(self, x): return torch.where(x.mean((1, 2, 3)) > 0, 0 * x.sum((1, 2, 3)), float("nan"))[:, None]
