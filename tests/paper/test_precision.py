@@ -53,6 +53,13 @@ def test_it_is_refused_where_a_step_would_be_slower_and_chosen_where_it_pays(mon
     with pytest.raises(UserError, match=f"would be slower .*{refused}"): check_pays(half())
 
 
+def test_one_slow_moment_refuses_nothing(monkeypatch):
+    speeds = iter([0.8, 1.2, 0.8, 0.7])
+    monkeypatch.setattr(pace, "speed_in", lambda *_: next(speeds))
+    check_pays(half())
+    with pytest.raises(UserError, match="0.80 times as fast"): check_pays(half())
+
+
 @pytest.mark.parametrize("side, images", [(16, 4), (64, 4), (96, 1), (256, 1)])
 def test_large_pictures_are_measured_by_one(side, images): assert few_images((3, side, side)) == images
 
