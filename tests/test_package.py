@@ -71,8 +71,9 @@ from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_st
 DDPM, Guidance, guided_steps
 load_denoiser("laptop/ddpm")
 load_start("laptop/start")
-for kind in ("robust", "nonrobust", "nonrobust_coupled", "judge"):
+for kind in ("robust", "nonrobust", "judge"):
     load_classifier(f"laptop/{{kind}}")
+load_classifier("coupled/nonrobust")
 load_weights("laptop/autoencoder", "Autoencoder")
 """
 

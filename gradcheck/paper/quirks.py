@@ -20,7 +20,7 @@ def coupled(p):
         p,
         data="sportballs:coupled",
         classifiers={
-            role: "laptop/nonrobust_coupled" if name == "laptop/nonrobust" else name
+            role: "coupled/nonrobust" if name == "laptop/nonrobust" else name
             for role, name in p.classifiers.items()
         },
     )

@@ -195,7 +195,7 @@ def test_modes():
     )
     assert (
         paper.data == "sportballs:coupled"
-        and paper.classifiers == {"robust": "laptop/robust", "nonrobust": "laptop/nonrobust_coupled"}
+        and paper.classifiers == {"robust": "laptop/robust", "nonrobust": "coupled/nonrobust"}
         and paper.name == "laptop-paper"
         and paper.judge == "laptop/judge"
     )
