@@ -185,7 +185,9 @@ class Local:
         "May two chunks be computed at once? In whole tiles, whose bits are the same, and without a budget of memory."
         device = pick_device(self.machine.device)
         if torch.get_num_threads() < 2 or self.machine.memory is not None or self.machine.tile % TILE: return False
-        return can_be_apart(specs, device) and not any(is_large(models(s, device)[0], s.shape) for s in specs)
+        if not can_be_apart(specs, device): return False
+        of_each = {spec.denoiser: spec for spec in specs}
+        return not any(is_large(models(s, device)[0], s.shape) for s in of_each.values())
 
     def task(self, label, spec, images, bar):
         "The tensors of one chunk, of which the bar and `NonFinite` tell the label."
