@@ -191,8 +191,10 @@ def check_same_classes(names, shape, what="the judge"):
         )
 
 def check_guided(spec):
-    "`UserError` unless one of the time steps that a run visits lies in its interval."
+    "`UserError` unless one of the time steps that a run visits lies in its interval, and is guided."
     if spec.interval is None: return
+    if spec.where == "unguided":
+        raise UserError("a guidance interval was given for a run without guidance (where unguided); leave one out.")
     visited = [t for t, _ in spec.diffusion.timesteps(spec.steps)]
     if any(spec.schedule(t) is not None for t in visited): return
     raise UserError(

@@ -219,6 +219,12 @@ def test_an_interval_between_two_steps_is_refused_not_left_unguided(steps, inter
     assert not own_cache.exists()
 
 
+def test_an_interval_without_guidance_is_refused(own_cache):
+    with pytest.raises(UserError, match="without guidance"):
+        run(replace(SPEC, where="unguided", steps=2, count=1, interval=(300, 100)))
+    assert not own_cache.exists()
+
+
 def test_an_interval_and_recurrence_in_a_run():
     some = run(replace(SPEC, interval=(300, 100), scale=20.0), 6)
     inside = (some.times <= 300) & (some.times >= 100)
