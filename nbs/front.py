@@ -123,12 +123,17 @@ def claims_in_short():
     return markdown(summary(pd.read_csv(CLAIMS)))
 
 
+CLASSIFIERS = [("laptop", name) for name in ("robust", "nonrobust", "judge")]
+CLASSIFIERS += [("coupled", name) for name in ("robust", "nonrobust")]
+
+
 def accuracies():
     "Held-out accuracy by noise level, from the cards of the bundled classifiers."
     lines = {}
-    for name in ("robust", "nonrobust", "judge"):
-        card = ROOT / "gradcheck" / "weights" / "laptop" / f"{name}.json"
-        lines[name] = json.loads(card.read_text(encoding="utf-8"))["accuracy_by_t"]
+    for folder, name in CLASSIFIERS:
+        card = ROOT / "gradcheck" / "weights" / folder / f"{name}.json"
+        said = name if folder == "laptop" else f"{name}, {folder} draws"
+        lines[said] = json.loads(card.read_text(encoding="utf-8"))["accuracy_by_t"]
     times = [t for t in lines["robust"] if t != "0"]
     rows = ["| t | " + " | ".join(t.replace("-1", "clean") for t in times) + " |", "|---" * (len(times) + 1) + "|"]
     for name, by_t in lines.items():

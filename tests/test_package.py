@@ -69,11 +69,11 @@ from gradcheck.all import *
 from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_start, load_weights
 
 DDPM, Guidance, guided_steps
-load_denoiser("laptop/ddpm")
-load_start("laptop/start")
-for kind in ("robust", "nonrobust", "judge"):
-    load_classifier(f"laptop/{{kind}}")
-load_classifier("coupled/nonrobust")
+for folder in ("laptop", "coupled"):
+    load_denoiser(f"{{folder}}/ddpm")
+    load_start(f"{{folder}}/start")
+for name in ("laptop/robust", "laptop/nonrobust", "laptop/judge", "coupled/robust", "coupled/nonrobust"):
+    load_classifier(name)
 load_weights("laptop/autoencoder", "Autoencoder")
 """
 

@@ -241,19 +241,27 @@ def test_damaged_and_foreign_weights(saved, tmp_path):
     with pytest.raises(UserError, match="laptop/ddpm"): load_classifier("laptop/dppm")
 
 
+def draws_of(card): return card["data"]["draws"] if "data" in card else card["draws"]
+
+
 @pytest.mark.parametrize(
     "name, architecture",
     [
-        ("ddpm", "UNet"),
-        ("robust", "MobileNetV3Small"),
-        ("nonrobust", "MobileNetV3Small"),
-        ("judge", "MobileNetV3Small"),
-        ("start", "GaussianStart"),
+        ("laptop/ddpm", "UNet"),
+        ("laptop/robust", "MobileNetV3Small"),
+        ("laptop/nonrobust", "MobileNetV3Small"),
+        ("laptop/judge", "MobileNetV3Small"),
+        ("laptop/start", "GaussianStart"),
+        ("coupled/ddpm", "UNet"),
+        ("coupled/robust", "MobileNetV3Small"),
+        ("coupled/nonrobust", "MobileNetV3Small"),
+        ("coupled/start", "GaussianStart"),
     ],
 )
 def test_bundled_weights_load_and_their_cards_are_complete(name, architecture):
-    card = read_card(f"laptop/{name}")
+    card = read_card(name)
     assert card["architecture"] == architecture
-    trained = {"steps", "loss", "recipe"} if name != "start" else set()
-    assert {"command", "data_seed", "images", "sha256"} | trained <= card.keys()
-    assert all(p.isfinite().all() for p in load_weights(f"laptop/{name}", architecture).state_dict().values())
+    trained = {"steps", "loss", "recipe"} if architecture != "GaussianStart" else set()
+    assert {"command", "images", "sha256"} | trained <= card.keys() and {"data", "data_seed"} & card.keys()
+    assert draws_of(card) == ("coupled" if name.startswith("coupled/") else "independent")
+    assert all(p.isfinite().all() for p in load_weights(name, architecture).state_dict().values())

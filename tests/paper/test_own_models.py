@@ -195,7 +195,8 @@ def test_modes():
     )
     assert (
         paper.data == "sportballs:coupled"
-        and paper.classifiers == {"robust": "laptop/robust", "nonrobust": "coupled/nonrobust"}
+        and paper.classifiers == {"robust": "coupled/robust", "nonrobust": "coupled/nonrobust"}
+        and (paper.denoiser, spec.denoiser) == ("coupled/ddpm", "coupled/ddpm")
         and paper.name == "laptop-paper"
         and paper.judge == "laptop/judge"
     )
