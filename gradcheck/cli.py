@@ -89,7 +89,7 @@ def reproduce(
     if full:
         from gradcheck.paper.full import check_full
         check_full(figures or (), preset, seed, params, write_back=write_back, again=again)
-        return study(figures[0], out, plan, device, memory, checkpointing, dask)
+        return study(figures[0], params.get("mode", "corrected"), out, plan, device, memory, checkpointing, dask)
     if plan: return typer.echo(plan_of(figures or (), preset, seed, params, device))
     params = prepared(figures or (), preset, seed, params)
     from gradcheck.paper.reproduce import reproduce as run_all
@@ -121,17 +121,17 @@ def plan_of(figures, preset, seed, params, device):
         return plan_text(plan(figures, p, device, {"study": part_specs}, **changes))
 
 # %% ../nbs/98_cli.ipynb #afd82659
-def study(figure, out, plan, device, memory, checkpointing, dask):
+def study(figure, mode, out, plan, device, memory, checkpointing, dask):
     "The whole study of the claims, of ADAM's parts, of the frontiers, or its looks before sampling; or the plan of it."
     from gradcheck.paper.factorial_runs import ADAM_STUDY, full_factorial
     from gradcheck.paper.frontier_runs import full_frontiers, plan_frontiers
-    from gradcheck.paper.full import full, plan_full
+    from gradcheck.paper.full import claims_study, plan_full
     from gradcheck.paper.measured import measures, plan_measures, write_measures
     folder = Path(out).absolute() if plan else make_folder(Path(out).absolute())
     if figure == "similarity_and_success":
         return typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder / 'study')}")
     planned, make, name = {             # its plan, what makes it, its folder
-        "claims": (plan_full, full, "study"),
+        "claims": claims_study(mode),
         "adam_apart": (partial(plan_full, study=ADAM_STUDY), full_factorial, "adam"),
         "frontiers": (plan_frontiers, full_frontiers, "frontiers"),
     }[figure]

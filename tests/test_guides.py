@@ -27,6 +27,7 @@ ELSEWHERE = {   # command -> where it is run
     "gradcheck reproduce adam_apart --full": "tests/paper/test_factorial.py",
     "gradcheck reproduce claims --full": "tests/paper/test_study.py",
     "gradcheck reproduce claims --full --plan": "tests/paper/test_study.py",
+    "gradcheck reproduce claims --full --mode draws=paper": "tests/paper/test_study.py",
     "gradcheck reproduce frontiers --full": "tests/paper/test_frontiers.py",
     "gradcheck reproduce frontiers --full --plan": "tests/paper/test_frontiers.py",
     "gradcheck reproduce similarity_and_success --full": "tests/paper/test_measured.py",

@@ -146,7 +146,7 @@ FIGURES["study"] = Figure(
     "Do the claims hold over classifiers and classes?",
     "Claims over classifiers and classes: a dot is one of each, the bar a 95 % interval; left the authors' protocol.",
     "claims: the paper's abstract and captions, or our reading, as the table says; statistics and rule are ours",
-    "half-precision state, start at N(0, I), gradient of the logit, the guide's own word; coupled draws are left out",
+    "half-precision state, start at N(0, I), gradient of the logit, the guide's own word; their coupled draws apart",
     data=True,
     fixed=True,
 )

@@ -161,6 +161,9 @@ READINGS = {   # (protocol, reader) -> the claims that are read so
     ("authors", "oracle"): SEEN,
     ("ours", "judge"): CELL_CLAIMS,
     ("ours", "oracle"): SEEN,
+    ("coupled", "guide"): CELL_CLAIMS,
+    ("coupled", "judge"): READ,
+    ("coupled", "oracle"): SEEN,
 }
 
 HEADLINE = [claim.text for claim in (STEADY[0], RAISED[0], *GUIDES, KINDS[0])]       # what a reader should see first

@@ -15,6 +15,7 @@ import pandas as pd
 from ..base import read_json
 from ..core import UserError, located, project_root, shown
 from .replicated import decide_study
+from .study import folder_for
 from .study_results import CELL, COLUMNS, named, read_study, study_folder
 from ..runs.records import HERE
 from ..runs.verdicts import claim_lines, compared_claims
@@ -127,12 +128,14 @@ def claims_of(tables):
     return named(decide_study(**tables)[0])
 
 def compare_study(results="results/study", reference=None):
-    """A study in a folder against another one (by default the repository's), as a `StudyComparison`. Writes nothing.
+    """A study in a folder against another one (by default the repository's of the same protocols), as a
+    `StudyComparison`. Writes nothing.
 
     Raises `UserError` for files that are missing or damaged, for a study with other steps, seeds or classifiers, and
     for two that have no cell in common."""
-    folders = located(results), study_folder() if reference is None else located(reference)
-    known = [known_in(folder) for folder in folders]
+    mine = known_in(located(results))
+    there = study_folder(folder_for(mine["protocols"])) if reference is None else located(reference)
+    folders, known = (located(results), there), (mine, known_in(there))
     check_alike(*known)
     here, there = (read_study(folder) for folder in folders)
     rows = [row_of(name, there[name], here[name]) for name in COLUMNS]

@@ -28,7 +28,7 @@ COLUMNS = {   # table -> its columns
     "base": ("protocol", "target", "image", "judge"),
 }
 
-def study_folder(): return project_root() / "data" / "reference" / "study"
+def study_folder(name="study"): return project_root() / "data" / "reference" / name
 
 def as_csv(table, digits="%.5g"): return table.to_csv(index=False, float_format=digits, lineterminator="\n")
 
@@ -55,7 +55,7 @@ def write_study(tables, known, folder):
     return folder
 
 # %% ../../nbs/5_paper/20_study_results.ipynb #f87db757
-WORDS = {"protocol": ("authors", "ours"), "kind": ("nonrobust", "robust"), "variant": None, "measure": None}
+WORDS = {"protocol": ("authors", "ours", "coupled"), "kind": ("nonrobust", "robust"), "variant": None, "measure": None}
 WORDS |= {"place": None}             # None: any
 KEYS = (*CELL, "steps", "image", "energy", "measure", "place", "t")
 WITHIN = dict.fromkeys(("guide", "judge", "oracle", "whole"), (0, 1))

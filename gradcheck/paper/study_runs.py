@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .settings import spec_for
-from .study import finite, run_batches, spec_of, under
+from .study import draws_of, finite, run_batches, spec_of, under
 from .study_evidence import along_energies
 from .variants import ENERGY
 from ..runs.quality import among_hits, factor_distances, joined, kid_to, quality_of, real_quality
@@ -85,7 +85,7 @@ def nearness(found, real):
 
 def quality_of_cell(cell, found):
     "The measures of a cell's pictures, one row each; those that cannot be had are left out."
-    real = real_quality(cell.target)
+    real = real_quality(cell.target, draws=draws_of(cell.protocol))
     every = joined([q for *_, q in found])
     measures = {
         "asinh KID, target": nearness(found, real),

@@ -68,14 +68,15 @@ def quality_of(samples, target, sprites=None, autoencoder="laptop/autoencoder"):
 
 # %% ../../nbs/4_runs/14_quality.ipynb #811ad0ab
 @lru_cache(maxsize=2)
-def held_out(count, sprites, autoencoder):
+def held_out(count, sprites, autoencoder, draws):
     "The `Quality` of the first `count` held-out drawings."
-    images = SportBalls(sprites=sprites).held_out.batch(range(count))[0]
+    images = SportBalls(sprites=sprites, draws=draws).held_out.batch(range(count))[0]
     return quality_of(images_to_uint8(images), 0, sprites, autoencoder)
 
-def real_quality(target, count=1000, sprites=None, autoencoder="laptop/autoencoder"):
-    "name -> `Quality` of held-out drawings: the first `count` (\"all\"), and those of the class `target` (\"target\")."
-    everything = held_out(count, sprites, autoencoder).aimed_at(target)
+def real_quality(target, count=1000, sprites=None, autoencoder="laptop/autoencoder", draws="independent"):
+    """name -> `Quality` of held-out drawings, `draws` as in `SportBalls`: the first `count` ("all"), and those of the
+    class `target` ("target")."""
+    everything = held_out(count, sprites, autoencoder, draws).aimed_at(target)
     return {"all": everything, "target": everything.part(everything.seen["label"] == target)}
 
 # %% ../../nbs/4_runs/14_quality.ipynb #e5c2f70c

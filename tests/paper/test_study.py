@@ -15,10 +15,11 @@ from gradcheck.guidance.sampling import NonFinite
 from gradcheck.paper.full import against_reference, check_full, full, plan_full, still_to_do
 from gradcheck.paper.page import markdown, summary
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
-from gradcheck.paper.study import FULL, SEEDS, WAYS, Study, cells_of, finite, pilot_of, replicates, scales_of, spec_of
+from gradcheck.paper.study import COUPLED, DRAWS, FULL, PROTOCOLS, SEEDS, WAYS, Study, cells_of, finite, folder_for
+from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, study_of
 from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
-from gradcheck.paper.study_results import CELL, packed, read_study, write_study
+from gradcheck.paper.study_results import CELL, WORDS, packed, read_study, write_study
 from gradcheck.runs.loose import loose_folder
 from gradcheck.runs.quality import real_quality
 from gradcheck.runs.runs import chunk_path
@@ -139,10 +140,11 @@ def test_a_setting_that_leaves_the_numbers_is_named_and_left_out():
 
 def test_a_replicate_that_cannot_be_read_is_named_and_left_out(monkeypatch):
     assert len(replicates("robust")) == len(SEEDS) + 1
-    monkeypatch.setattr("gradcheck.paper.study.SEEDS", (2, 77))
+    def seeds(*of): monkeypatch.setitem(DRAWS, "independent", ("laptop", of))
+    seeds(2, 77)
     with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
     assert names == {0: "laptop/robust", 1: "data/replicates/robust_2.safetensors"}
-    monkeypatch.setattr("gradcheck.paper.study.SEEDS", (77, 2))
+    seeds(77, 2)
     with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
     assert names == {0: "laptop/robust", 2: "data/replicates/robust_2.safetensors"}      # its own number still
     with pytest.warns(UserWarning):
@@ -215,6 +217,36 @@ def test_the_full_study_refuses_what_it_would_not_hear(figures, preset, seed, pa
         check_full(("claims",), "laptop", 0, {}, write_back=True, again=False)
 
 
+def test_the_authors_draws_are_a_study_of_their_own():
+    cells = cells_of(COUPLED)
+    assert {(c.protocol, c.classifier) for c in cells} == {("coupled", f"coupled/{kind}") for kind in WAYS}
+    spec, other = (spec_of(cells_of(study)[0], 1.0, study) for study in (COUPLED, FULL))
+    assert (spec.denoiser, other.denoiser) == ("coupled/ddpm", "laptop/ddpm") and spec.key != other.key
+    assert replace(spec, denoiser=other.denoiser, classifier=other.classifier) == other       # nothing else differs
+    assert study_of() == study_of("corrected") == (FULL, "study") and study_of("draws=paper") == (COUPLED, "coupled")
+    for mode in ("paper", "draws=paper,start=paper"):
+        with pytest.raises(UserError, match="leave out --full"): study_of(mode)
+    assert check_full(("claims",), "laptop", 0, dict(mode="draws=paper")) is None
+    with pytest.raises(UserError, match="mode=draws=paper"):
+        check_full(("adam_apart",), "laptop", 0, dict(mode="draws=paper"))
+    assert [folder_for(p) for p in (["coupled"], ["authors", "ours"], ["unheard of"])] == ["coupled", "study", "study"]
+    assert WORDS["protocol"] == tuple(PROTOCOLS)
+
+
+def test_real_pictures_are_drawn_as_the_models_pictures_were():
+    independent, coupled = (real_quality(0, 120, draws=draws)["target"] for draws in ("independent", "coupled"))
+    assert (independent.seen["label"] == 0).all() and (coupled.seen["label"] == 0).all()
+    assert len({*coupled.seen["x"] % 4}) == 1 < len({*independent.seen["x"] % 4})        # their place tells the class
+
+
+def test_claims_are_decided_under_the_authors_draws_too():
+    table, cells = decide_study(**planted(lambda r, k: 0.3, replicates=3, protocols=("coupled",)))
+    assert {*table["reader"]} == {"guide", "judge", "oracle"} and {*cells["protocol"]} == {"coupled"}
+    row = table[(table["claim"] == RAISED) & (table["reader"] == "guide")].iloc[0]
+    assert row["classifiers"] == 3 and row["effect"] == pytest.approx(0.3, abs=0.05)
+    assert [list(r)[1:2] for r in summary(table)][:1] == [["the authors' protocol on their draws"]]
+
+
 def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch):
     "Of two classes, which is all that it needs, by pilots of one image."
     monkeypatch.setattr("gradcheck.paper.study.PILOT_IMAGES", 1)
@@ -256,6 +288,10 @@ def test_the_command_asks_for_the_study_and_for_nothing_else(cli, monkeypatch, t
     monkeypatch.setattr("gradcheck.paper.full.plan_full", lambda **how: "a plan")
     assert cli("reproduce", "claims", "--full", "--plan")[1] == "a plan\n" and not asked
     assert cli("reproduce", "claims", "--full", "--out", tmp_path)[0] == 0 and asked == [tmp_path / "study"]
+    assert cli("reproduce", "claims", "--full", "--mode", "draws=paper", "--out", tmp_path)[0] == 0
+    assert asked[1:] == [tmp_path / "coupled"]
+    code, _, err = cli("reproduce", "claims", "--full", "--mode", "paper", "--out", tmp_path)
+    assert code == 2 and "leave out --full" in err and len(asked) == 2
 
 
 @pytest.mark.parametrize("parameters, made", [({}, True), (dict(mode="paper"), False), (dict(target=2), False)])

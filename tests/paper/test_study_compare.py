@@ -113,3 +113,11 @@ def test_the_figure_of_the_study_is_no_study(tmp_path):
 def test_a_study_json_has_what_is_asked_of_it():
     known = json.loads(json.dumps(full.known_of(cells_of(Study(replicates=1)), FULL)))
     assert {*SIZES} <= {*known["study"]} and all({"kind", "replicate", "sha256"} <= {*c} for c in known["classifiers"])
+
+
+def test_a_study_on_the_authors_draws_is_held_against_one_on_theirs(reference, tmp_path, monkeypatch):
+    known = known_of(3) | dict(protocols=dict(coupled="start=paper,draws=paper"))
+    theirs = laid(planted(lambda r, k: 0.3, 3, images=4, protocols=("coupled",)), known, tmp_path / "coupled")
+    monkeypatch.setattr("gradcheck.paper.study_compare.study_folder", lambda name: tmp_path / name)
+    assert compare_study(theirs).reference == str(theirs) and not compare_study(theirs).changed
+    with pytest.raises(UserError, match="no cell in common"): compare_study(theirs, reference)
