@@ -24,6 +24,7 @@ from ..paper.settings import preset_for, spec_for, target_of
 from ..paper.variants import cost
 from ..pictures import uint8_to_images
 from ..runs.loose import as_they_come, is_computed
+from ..runs.pace import paces
 from ..runs.runs import Machine, models, run, steps_of
 from ..runs.scales import probe_of, share_of, three_digits
 from ..runs.specs import PROBE, check_range, number
@@ -77,17 +78,17 @@ def run_one(question, spec, label):
 
 # %% ../../nbs/6_app/07_trials.ipynb #7af66306
 def seconds_per_step(question, steps=2):
-    """Seconds of an unguided step of one image among `IMAGES`, after one step to warm up; `UserError` for a denoiser
-    that answers that one with NaN."""
+    """Seconds of an unguided step of one image among `IMAGES`, after steps to warm up; `UserError` for a denoiser that
+    answers the first with NaN."""
     spec = question.spec("unguided", count=IMAGES)
-    stream = steps_of(spec, range(IMAGES), pick_device(question.machine.device), micro_batch=None)
+    device = pick_device(question.machine.device)
+    stream = steps_of(spec, range(IMAGES), device, micro_batch=None)
     first = next(stream)
     if not first.x0_raw.isfinite().all():
         raise UserError(f"the denoiser {spec.denoiser!r} returns NaN or infinity at t = {first.t}; check its weights, "
                         "or fetch them again.")
-    started = time.perf_counter()
-    for _ in range(min(steps, spec.steps - 1)): next(stream)
-    return (time.perf_counter() - started) / min(steps, spec.steps - 1) / IMAGES
+    seconds, = paces([stream], device, steps, patience=8.0)
+    return seconds / IMAGES
 
 # %% ../../nbs/6_app/07_trials.ipynb #f079a26a
 class Budget:
