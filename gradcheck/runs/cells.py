@@ -8,6 +8,7 @@ __all__ = ['DISCORDANT', 'FLIPS', 'SMALLEST', 'FEWEST', 'LEVEL', 'WORLDS', 'mean
            'sparse_world', 'clustered_world', 'false_verdicts']
 
 # %% ../../nbs/4_runs/12_cells.ipynb #41f5a86c
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,9 @@ def lines(cells, axis):
     "For each class (axis 1) or classifier (axis 0): the mean over the others and its p-value, (means, p)."
     means = cells.mean(1 - axis)
     if cells.shape[1 - axis] < 2: return means, np.ones(len(means))
-    tests = stats.ttest_1samp(cells, 0, axis=1 - axis)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)        # of cells that are alike to the last digits
+        tests = stats.ttest_1samp(cells, 0, axis=1 - axis)
     return means, holm(np.nan_to_num(tests.pvalue, nan=1.0))
 
 def depends_on(cells, smallest):
