@@ -12,10 +12,11 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.guidance.sampling import NonFinite
+from gradcheck.models.catalogue import classifier_card
 from gradcheck.paper.full import against_reference, check_full, full, plan_full, still_to_do
 from gradcheck.paper.page import markdown, summary
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
-from gradcheck.paper.study import COUPLED, DRAWS, FULL, PROTOCOLS, SEEDS, WAYS, Study, cells_of, finite, folder_for
+from gradcheck.paper.study import COUPLED, FULL, PROTOCOLS, SEEDS, WAYS, Study, cells_of, finite, folder_for
 from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, study_of
 from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
@@ -139,13 +140,13 @@ def test_a_setting_that_leaves_the_numbers_is_named_and_left_out():
 
 
 def test_a_replicate_that_cannot_be_read_is_named_and_left_out(monkeypatch):
-    assert len(replicates("robust")) == len(SEEDS) + 1
-    def seeds(*of): monkeypatch.setitem(DRAWS, "independent", ("laptop", of))
+    assert len(replicates("robust", "laptop/robust")) == len(SEEDS) + 1
+    def seeds(*of): monkeypatch.setattr("gradcheck.paper.study.SEEDS", of)
     seeds(2, 77)
-    with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
+    with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust", "laptop/robust")
     assert names == {0: "laptop/robust", 1: "data/replicates/robust_2.safetensors"}
     seeds(77, 2)
-    with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust")
+    with pytest.warns(UserWarning, match="robust_77.*left out"): names = replicates("robust", "laptop/robust")
     assert names == {0: "laptop/robust", 2: "data/replicates/robust_2.safetensors"}      # its own number still
     with pytest.warns(UserWarning):
         assert {c.replicate for c in cells_of(replace(FULL, replicates=3)) if c.kind == "robust"} == {0, 2}
@@ -217,9 +218,13 @@ def test_the_full_study_refuses_what_it_would_not_hear(figures, preset, seed, pa
         check_full(("claims",), "laptop", 0, {}, write_back=True, again=False)
 
 
-def test_the_authors_draws_are_a_study_of_their_own():
+def test_the_authors_draws_are_a_study_of_their_own(tmp_path):
     cells = cells_of(COUPLED)
-    assert {(c.protocol, c.classifier) for c in cells} == {("coupled", f"coupled/{kind}") for kind in WAYS}
+    names = [(kind, f"coupled/{kind}") for kind in WAYS]
+    names += [(kind, f"data/replicates/coupled/{kind}_{seed}.safetensors") for kind, seed in product(WAYS, SEEDS)]
+    assert {(c.protocol, c.kind, c.classifier) for c in cells} == {("coupled", *name) for name in names}
+    shape = spec_of(cells[0], 1.0, COUPLED).shape
+    assert {classifier_card(name, shape)["data"]["draws"] for _, name in names} == {"coupled"}
     spec, other = (spec_of(cells_of(study)[0], 1.0, study) for study in (COUPLED, FULL))
     assert (spec.denoiser, other.denoiser) == ("coupled/ddpm", "laptop/ddpm") and spec.key != other.key
     assert replace(spec, denoiser=other.denoiser, classifier=other.classifier) == other       # nothing else differs
@@ -231,6 +236,7 @@ def test_the_authors_draws_are_a_study_of_their_own():
         check_full(("adam_apart",), "laptop", 0, dict(mode="draws=paper"))
     assert [folder_for(p) for p in (["coupled"], ["authors", "ours"], ["unheard of"])] == ["coupled", "study", "study"]
     assert WORDS["protocol"] == tuple(PROTOCOLS)
+    with pytest.raises(UserError, match="reproduce claims --mode draws=paper --full"): read_study(tmp_path / "coupled")
 
 
 def test_real_pictures_are_drawn_as_the_models_pictures_were():
