@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'MOST_PIXELS', 'MOST_BYTES', 'FILES', 'PROTOCOL_NAMES', 'READER', 'COUNTED', 'PACKAGE_FILES', 'TEMPLATES',
            'claims_text', 'described', 'webp', 'inline', 'picture_of', 'table_of', 'entry', 'shown', 'entries_of',
-           'without_surrogates', 'claims_of', 'summary', 'markdown', 'headline_of', 'page_html', 'write_page']
+           'without_surrogates', 'claims_of', 'counted', 'summary', 'markdown', 'headline_of', 'page_html',
+           'write_page']
 
 # %% ../../nbs/5_paper/12_page.ipynb #73c0ca06
 import base64
@@ -153,12 +154,17 @@ def claims_of(folder):
 
 # %% ../../nbs/5_paper/12_page.ipynb #a93af98a
 PROTOCOL_NAMES = {
-    "authors": "the authors' protocol",
-    "ours": "our protocol",
     "coupled": "the authors' protocol on their draws",
+    "authors": "the authors' protocol on independent draws",
+    "ours": "our protocol",
 }
-READER = {"authors": "guide", "ours": "judge", "coupled": "guide"}      # whose word counts under a protocol
+READER = {"coupled": "guide", "authors": "guide", "ours": "judge"}      # whose word counts under a protocol
 COUNTED = {"classifier": "classifiers", "class": "classes"}
+
+def counted(numbers, one, many):
+    "How many there are in each row, in words: `5 classifiers`, or `3 or 5 classifiers` where rows differ."
+    found = sorted(set(numbers))
+    return f"{' or '.join(map(str, found))} {one if found == [1] else many}"
 
 def summary(claims):
     "The rows (dicts) of the headline claims of a study: the claim, its verdict under each protocol, over what."
@@ -168,9 +174,7 @@ def summary(claims):
         for protocol, reader in READER.items():
             mine = group[(group["protocol"] == protocol) & (group["reader"] == reader)].to_dict("records")
             row |= {PROTOCOL_NAMES[protocol]: f"{r['verdict']}, {interval(r)}" for r in mine}
-        first = group.iloc[0]
-        over = [f"{first[many]} {one if first[many] == 1 else many}" for one, many in COUNTED.items()]
-        rows.append(row | {"over": ", ".join(over)})
+        rows.append(row | {"over": ", ".join(counted(group[many], one, many) for one, many in COUNTED.items())})
     return rows
 
 def markdown(rows):
