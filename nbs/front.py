@@ -13,7 +13,7 @@ from pathlib import Path
 
 NBS = Path(__file__).parent
 ROOT = NBS.parent
-CLAIMS = ROOT / "data" / "reference" / "study" / "claims.csv"
+CLAIMS = [ROOT / "data" / "reference" / name / "claims.csv" for name in ("coupled", "study")]
 FIGURES = [*(f"figure_{k}" for k in range(1, 9)), "table_1", "study", "adam_apart", "frontiers",
            "similarity_and_success", "claims", "table_1_appendix"]
 FOLDERS = {   # folder -> what a reader finds there
@@ -113,14 +113,15 @@ def gallery():
 
 
 def claims_in_short():
-    "The headline claims of the study, as a table; None where there is no study."
-    if not CLAIMS.is_file():
+    "The headline claims of the studies, as a table; None where there is no study."
+    there = [path for path in CLAIMS if path.is_file()]
+    if not there:
         return None
     import pandas as pd
 
     from gradcheck.paper.page import markdown, summary
 
-    return markdown(summary(pd.read_csv(CLAIMS)))
+    return markdown(summary(pd.concat(map(pd.read_csv, there))))
 
 
 CLASSIFIERS = [("laptop", name) for name in ("robust", "nonrobust", "judge")]

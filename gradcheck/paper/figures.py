@@ -144,9 +144,9 @@ FIGURES["table_1"] = Figure(
 # %% ../../nbs/5_paper/06_figures.ipynb #9b77ebc3
 FIGURES["study"] = Figure(
     "Do the claims hold over classifiers and classes?",
-    "Claims over classifiers and classes: a dot is one of each, the bar a 95 % interval; left the authors' protocol.",
+    "Claims over classifiers and classes: a dot is one of each, the bar a 95 % interval; the authors' protocol first.",
     "claims: the paper's abstract and captions, or our reading, as the table says; statistics and rule are ours",
-    "half-precision state, start at N(0, I), gradient of the logit, the guide's own word; their coupled draws apart",
+    "half-precision state, start at N(0, I), gradient of the logit, the guide's own word, coupled draws of the data",
     data=True,
     fixed=True,
 )
