@@ -15,12 +15,13 @@ from gradcheck.guidance.sampling import NonFinite
 from gradcheck.models.catalogue import classifier_card
 from gradcheck.paper.full import against_reference, check_full, full, plan_full, still_to_do
 from gradcheck.paper.page import markdown, summary
+from gradcheck.paper.quirks import PROTOCOLS, STUDIED
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
-from gradcheck.paper.study import COUPLED, FULL, PROTOCOLS, SEEDS, WAYS, Study, cells_of, finite, folder_for
+from gradcheck.paper.study import COUPLED, FULL, SEEDS, STUDIES, WAYS, Study, cells_of, finite, folder_for
 from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, study_of
 from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
-from gradcheck.paper.study_results import CELL, WORDS, packed, read_study, write_study
+from gradcheck.paper.study_results import CELL, packed, read_study, write_study
 from gradcheck.runs.loose import loose_folder
 from gradcheck.runs.quality import real_quality
 from gradcheck.runs.runs import chunk_path
@@ -183,7 +184,7 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
     ("outcomes", lambda t: t.assign(injected=-3.0), "has -3 as injected"),
     ("outcomes", lambda t: t.assign(judge=t["judge"].astype(str).where(t.index > 0, "0,5")), "judge what is no number"),
     ("outcomes", lambda t: t.assign(replicate="one"), "replicate what is no number"),
-    ("outcomes", lambda t: t.assign(protocol="mine"), "a protocol 'mine', which is none of authors, ours"),
+    ("outcomes", lambda t: t.assign(protocol="mine"), "a protocol 'mine', which is none of coupled, authors, ours"),
     ("outcomes", lambda t: pd.concat([t, t[:3]]), "3 rows twice"),
     ("base", lambda t: pd.concat([t, t[:1]]), "1 rows twice"),
     ("similarities", lambda t: t.assign(similarity=np.inf), "no finite number"),
@@ -235,7 +236,7 @@ def test_the_authors_draws_are_a_study_of_their_own(tmp_path):
     with pytest.raises(UserError, match="mode=draws=paper"):
         check_full(("adam_apart",), "laptop", 0, dict(mode="draws=paper"))
     assert [folder_for(p) for p in (["coupled"], ["authors", "ours"], ["unheard of"])] == ["coupled", "study", "study"]
-    assert WORDS["protocol"] == tuple(PROTOCOLS)
+    assert {*STUDIES} == {*STUDIED.values()} and {p for s in STUDIES.values() for p in s.protocols} == {*PROTOCOLS}
     with pytest.raises(UserError, match="reproduce claims --mode draws=paper --full"): read_study(tmp_path / "coupled")
 
 
