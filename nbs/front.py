@@ -13,7 +13,7 @@ from pathlib import Path
 
 NBS = Path(__file__).parent
 ROOT = NBS.parent
-CLAIMS = [ROOT / "data" / "reference" / name / "claims.csv" for name in ("coupled", "study")]
+REFERENCE = ROOT / "data" / "reference"
 FIGURES = [*(f"figure_{k}" for k in range(1, 9)), "table_1", "study", "adam_apart", "frontiers",
            "similarity_and_success", "claims", "table_1_appendix"]
 FOLDERS = {   # folder -> what a reader finds there
@@ -114,13 +114,14 @@ def gallery():
 
 def claims_in_short():
     "The headline claims of the studies, as a table; None where there is no study."
-    there = [path for path in CLAIMS if path.is_file()]
-    if not there:
-        return None
     import pandas as pd
 
     from gradcheck.paper.page import markdown, summary
+    from gradcheck.paper.quirks import STUDIED
 
+    there = [path for name in STUDIED.values() if (path := REFERENCE / name / "claims.csv").is_file()]
+    if not there:
+        return None
     return markdown(summary(pd.concat(map(pd.read_csv, there))))
 
 

@@ -46,7 +46,8 @@ def test_what_stands_between_marks_is_what_the_repository_says(path, new):
 
 
 def test_the_claims_in_short_are_the_headlines_of_the_study(tmp_path, monkeypatch):
-    claims = tmp_path / "claims.csv"
+    claims, drawn = (tmp_path / name / "claims.csv" for name in ("study", "coupled"))
+    for path in (claims, drawn): path.parent.mkdir()
     head = "claim,protocol,reader,verdict,effect,low,high,classifiers,classes,headline"
     rows = [f"It helps,{p},{r},{v},0.166,0.158,0.1755,5,4,True" for p, r, v in (
         ("authors", "guide", "holds"),
@@ -54,19 +55,16 @@ def test_the_claims_in_short_are_the_headlines_of_the_study(tmp_path, monkeypatc
         ("ours", "judge", "undecided"),
     )]
     claims.write_text("\n".join([head, *rows, rows[0].replace("helps", "hurts").replace("True", "False")]))
-    monkeypatch.setattr(front, "CLAIMS", [claims])
+    monkeypatch.setattr(front, "REFERENCE", tmp_path)
     table = front.claims_in_short().splitlines()
     assert len(table) == 3
     effect = "+0.166 (+0.158 to +0.175)"
     assert table[2] == f"| It helps | holds, {effect} | undecided, {effect} | 5 classifiers, 4 classes |"
-    nowhere = tmp_path / "nowhere.csv"
-    drawn = tmp_path / "coupled.csv"
     drawn.write_text("\n".join([head, rows[0].replace("authors", "coupled").replace(",5,4", ",3,4")]))
-    monkeypatch.setattr(front, "CLAIMS", [drawn, claims, nowhere])
     table = front.claims_in_short().splitlines()
     assert table[2] == (f"| It helps | holds, {effect} | holds, {effect} | undecided, {effect} | 3 or 5 classifiers, "
                         "4 classes |")
-    monkeypatch.setattr(front, "CLAIMS", [nowhere])
+    monkeypatch.setattr(front, "REFERENCE", tmp_path / "nowhere")
     assert front.claims_in_short() is None
 
 
