@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNKS', 'FIGURES_KEPT', 'KEPT', 'app', 'WRITTEN_ANEW', 'Stopped', 'Commands', 'engine_for', 'write_text',
-           'write_json', 'in_print', 'bundled', 'setting_for', 'say_notes', 'save_curve', 'save_sample', 'sample',
-           'copy_start', 'export', 'compare', 'info', 'unforeseen']
+           'write_json', 'in_print', 'bundled', 'setting_for', 'say_notes', 'say_slow', 'save_curve', 'save_sample',
+           'sample', 'copy_start', 'export', 'compare', 'info', 'unforeseen']
 
 # %% ../nbs/97_commands.ipynb #1f9193f0
 import errno
@@ -93,6 +93,13 @@ def say_notes(denoiser):
     from gradcheck.models.catalogue import denoiser_card
     for note in denoiser_card(denoiser).get("notes", ()): typer.echo(note)
 
+def say_slow(precision, device):
+    "Say so where a precision has no units."
+    from gradcheck.core import pick_device
+    from gradcheck.models.networks import is_slow
+    if is_slow(precision, pick_device(device)):
+        typer.echo(f"this CPU has no units for {precision}: the same in float32 would take a fraction of the time.")
+
 def save_curve(result, label, title, out):
     "The cosines of a run as cosine.csv and, where there are any, as cosine.png; a sentence if there are none."
     from gradcheck.paper.plots import cosine_table, figure_bytes, plot_cosines
@@ -166,6 +173,7 @@ def sample(
     spec = setting_for(**{name: value for name, value in ctx.params.items() if name not in how})
     make_folder(out)
     say_notes(spec.denoiser)
+    say_slow(spec.precision, device)
     with engine_for(device, memory, checkpointing) as engine:
         result = run(spec, label="sample", **dict(engine=engine) if fill else as_they_come(spec, engine.machine))
     typer.echo(f"{out / 'grid.png'}: {save_sample(result, out)}")

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..data.sportballs import SportBalls
 from ..models.networks import peak_rate, seconds_of
-from ..models.training import Trainer, prefetched
+from ..models.training import Trainer, on_device, prefetched
 from ..paper.saved import provenance
 from ..paper.settings import spec_for
 from ..paper.train import training_task
@@ -185,7 +185,7 @@ def time_training(preset="laptop", steps=8):
     waited = []
     worked = []
     with TemporaryDirectory() as out:
-        trainer = Trainer(model, loss, None, recipe, out)
+        trainer = Trainer(model, loss, None, on_device(recipe, "cpu"), out)
         stream = prefetched(SportBalls().batches(recipe.batch_size))
         for _ in tqdm(range(steps + 2), desc="training steps"):
             started = time.perf_counter()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
-           'in_precision', 'as_guide', 'seconds_of', 'peak_rate', 'differentiable', 'gradient_back', 'gradient_of']
+           'in_precision', 'as_guide', 'seconds_of', 'product_seconds', 'peak_rate', 'has_units', 'is_slow',
+           'differentiable', 'gradient_back', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
 import time
@@ -96,11 +97,25 @@ def seconds_of(call):
     call()
     return time.perf_counter() - started
 
-def peak_rate(precision, size=2048, rounds=5):
-    """Floating-point operations per second of a matrix product of the CPU in one of `PRECISIONS`, the fastest of some
-    `rounds`."""
+def product_seconds(precision, size, rounds=2):
+    "How long a matrix product of the CPU takes in one of `PRECISIONS`, the fastest of some `rounds`."
     a = torch.ones(size, size, dtype=PRECISIONS[precision] or torch.float32)
-    return 2 * size**3 / min(seconds_of(partial(torch.mm, a, a)) for _ in range(rounds + 1))
+    return min(seconds_of(partial(torch.mm, a, a)) for _ in range(rounds))
+
+def peak_rate(precision, size=2048, patience=0.1):
+    """Floating-point operations per second of a matrix product of the CPU in one of `PRECISIONS`: of matrices of
+    `size`, or of the largest below that of which a product takes `patience` seconds at most."""
+    n = 128
+    while n < size and 8 * product_seconds(precision, n) < patience: n *= 2
+    return 2 * n**3 / product_seconds(precision, n, rounds=6)
+
+def has_units(precision):
+    "Is a matrix product of this machine's CPU at least as fast in one of `PRECISIONS` as in float32?"
+    return PRECISIONS[precision] is None or peak_rate(precision, 512) >= peak_rate("float32", 512)
+
+def is_slow(precision, device):
+    "Is a device a CPU that has no units for one of `PRECISIONS`? Networks take many times as long in it there."
+    return torch.device(device).type == "cpu" and not has_units(precision)
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUTOENCODER', 'SMALL_AUTOENCODER', 'FIT_IMAGES', 'FIT_VALUES', 'HELD_OUT', 'altered', 'recipe_of', 'training_task',
            'fit_start', 'training_card', 'sample_grid', 'seconds_per_step', 'shortened', 'kept', 'begun_recipe',
-           'recipe_within', 'save_start', 'train']
+           'recipe_here', 'recipe_within', 'save_start', 'train']
 
 # %% ../../nbs/5_paper/15_train.ipynb #093cf02c
 import time
@@ -26,7 +26,7 @@ from ..models.checkpoints import ARCHITECTURES, CLASSIFIERS, save_weights
 from ..models.ddpm import DDPM, GaussianStart
 from ..models.networks import freeze
 from ..models.resume import read_checkpoint
-from ..models.training import Recipe, Trainer, classification_loss, denoising_loss
+from ..models.training import Recipe, Trainer, classification_loss, denoising_loss, on_device
 from ..models.unet import UNet
 from .presets import get_preset
 from ..pictures import image_grid, images_to_uint8, save_png
@@ -152,6 +152,11 @@ def begun_recipe(out):
     except (KeyError, TypeError):
         raise UserError(f"the checkpoint {str(checkpoint)!r} says no recipe; delete it and start again.") from None
 
+def recipe_here(recipe, out, resume, device):
+    "The recipe as a device follows it; where the training in `out` began in float32, in that."
+    if not (resume and kept(out)): return on_device(recipe, device)
+    return recipe if begun_recipe(out).precision == recipe.precision else replace(recipe, precision="float32")
+
 def recipe_within(minutes, out, resume, model, loss, data, recipe, device):
     "The recipe, shortened to `minutes` (None: as it is), or as it was when the training in `out` began."
     if minutes is None: return recipe
@@ -186,11 +191,12 @@ def train(
     (and a denoiser's start) into `out`; returns the card.
 
     `seed` is another than the recipe's, `steps` are fewer, `minutes` shortens it to what this machine can do, `largest`
-    (bytes) splits the weights into files. Raises `UserError` as `Trainer` does, for minutes that are none, and while
-    another process trains into `out`."""
+    (bytes) splits the weights into files; a CPU without units for the recipe's precision trains in float32. Raises
+    `UserError` as `Trainer` does, for minutes that are none, and while another process trains into `out`."""
     preset = get_preset(preset)
     model, loss, recipe = training_task(preset, what, len(data.label_names), data.canvas, architecture, seed, steps)
     with alone(make_folder(out), "training"):
+        recipe = recipe_here(recipe, out, resume, device)
         recipe = recipe_within(minutes, out, resume, model, loss, data, recipe, device)
         identity = dict(task=what, preset=preset.name) | dict(identity)
         whole = recipe_of(preset, what).steps

@@ -1,20 +1,25 @@
 """Networks in half precision: a folder and keys of their own, where it pays, held against the same reference."""
+import json
 import subprocess
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from test_compare import CLAIMS, CURVES, contents, plant
+from tiny import stopped_at
 
 from gradcheck.core import UserError, project_root
 from gradcheck.models import networks
-from gradcheck.models.networks import as_guide
+from gradcheck.models.networks import as_guide, has_units, peak_rate
+from gradcheck.models.training import Recipe, on_device
 from gradcheck.paper.compare import compare, write_reference
 from gradcheck.paper.figures import figure_specs
+from gradcheck.paper.presets import PRESETS, get_preset
 from gradcheck.paper.settings import folder_of, preset_for, setting_of, spec_for
 from gradcheck.runs import pace
 from gradcheck.runs.cluster import Dask, computes_here
-from gradcheck.runs.pace import check_pays, faster_precision, few_images, has_units, paces, speed_in
+from gradcheck.runs.pace import check_pays, faster_precision, few_images, paces, speed_in
 from gradcheck.runs.runs import Local, Machine, models
 
 
@@ -35,7 +40,7 @@ def half(precision="bfloat16"): return spec_for("smoke", "nonrobust", "plain", p
 
 def machine(monkeypatch, peak, speed):
     "One whose matrix products and steps are so many times as fast in half precision as in float32."
-    monkeypatch.setattr(pace, "peak_rate", lambda precision, size: {"float32": 1.0, "bfloat16": peak}[precision])
+    monkeypatch.setattr(networks, "peak_rate", lambda precision, size: {"float32": 1.0, "bfloat16": peak}[precision])
     seconds = {"float32": 1.0, "bfloat16": 1 / speed}
     monkeypatch.setattr(pace, "steps_of", lambda spec, *how: spec.precision)
     monkeypatch.setattr(pace, "paces", lambda streams, *how: [seconds[s] for s in streams])
@@ -77,6 +82,57 @@ def test_what_is_compared_takes_turns_until_enough_is_known(length, steps, patie
 
 def test_a_machine_is_measured():
     assert has_units("float32") and 0 <= speed_in(half("float32"), "bfloat16", 1) < 100
+
+
+@pytest.mark.parametrize("rate, size", [(1e9, 256), (1e11, 1024), (1e14, 2048)])
+def test_a_peak_is_measured_by_products_that_are_quick(monkeypatch, rate, size):
+    "On a CPU that takes long for half precision, one product of the largest matrices would take a minute."
+    asked = []
+
+    def product(precision, n, rounds=2):
+        asked.append((n, rounds))
+        return 2 * n**3 / rate
+    monkeypatch.setattr(networks, "product_seconds", product)
+    assert peak_rate("bfloat16") == pytest.approx(rate)
+    assert asked[-1] == (size, 6)
+    assert sum(2 * n**3 / rate * rounds for n, rounds in asked) < 1
+
+
+@pytest.mark.parametrize("peak, device, trained", [
+    (2.0, "cpu", "bfloat16"),
+    (0.5, "cpu", "float32"),
+    (0.5, "cuda", "bfloat16"),
+])
+def test_a_training_is_in_half_precision_where_there_are_units(monkeypatch, capsys, peak, device, trained):
+    machine(monkeypatch, peak, 1.0)
+    asked = Recipe(steps=4, precision="bfloat16")
+    recipe = on_device(asked, device)
+    assert recipe == replace(asked, precision=trained)
+    said = "gradcheck: this CPU has no units for bfloat16; the training is in float32, which is faster here.\n"
+    assert capsys.readouterr().err == (said if recipe != asked else "")
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_with(monkeypatch, tmp_path, cli, quickly_examined):
+    "On a machine without units it begins in float32, and on one with them it is no other training for that."
+    half = replace(get_preset("smoke"), recipes={"judge": Recipe(steps=4, batch_size=8, precision="bfloat16")})
+    monkeypatch.setitem(PRESETS, "smoke", half)
+    train = ("train", "classifier", "--kind", "judge", "--preset", "smoke", "--out", tmp_path)
+    machine(monkeypatch, 0.5, 1.0)
+    with stopped_at(2): assert cli(*train)[0] == 130
+    machine(monkeypatch, 2.0, 1.0)
+    code, _, err = cli(*train, "--resume")
+    assert code == 0, err
+    card = json.loads((tmp_path / "judge.json").read_text(encoding="utf-8"))
+    assert card["recipe"]["precision"] == "float32" and card["steps"] == 4
+
+
+@pytest.mark.parametrize("peak, precision, said", [(0.5, "bfloat16", True), (2.0, "bfloat16", False),
+                                                   (0.5, "float32", False)])
+def test_a_sample_in_half_precision_without_units_says_so(monkeypatch, tmp_path, cli, peak, precision, said):
+    machine(monkeypatch, peak, 1.0)
+    code, out, err = cli("sample", "--precision", precision, "--steps", 1, "--count", 1, "--out", tmp_path)
+    assert code == 0, err
+    assert ("this CPU has no units for bfloat16" in out) == said
 
 
 def test_classifiers_that_guide_are_in_half_precision_on_a_gpu_only():
