@@ -35,17 +35,17 @@ def check_energies(energies):
             raise UserError(f"an injected energy of {energy} was asked for; give a finite number above 0.")
 
 # %% ../../nbs/4_runs/03_scales.ipynb #7295fd99
-FEW = 4                              # steps; no probe has fewer
+FEW = 4                              # steps; no probe has fewer, where its run has them
 
 def is_small(spec):
     "Is this a run that pilots would cost more than they are worth?"
-    return spec.count < TILE and spec.steps > FEW
+    return spec.count < TILE
 
 def probe_of(spec):
     "The probe of a setting, whatever its scale; of a small one its own images in fewer steps, if any of them guides."
     if not is_small(spec): return replace(spec, scale=PROBE, count=TILE)
     probe = replace(spec, scale=PROBE)
-    fewer = replace(probe, steps=max(spec.steps // 5, FEW))
+    fewer = replace(probe, steps=min(max(spec.steps // 5, FEW), spec.steps))
     return fewer if reach(fewer) else probe
 
 def probe_specs(specs):

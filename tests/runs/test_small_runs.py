@@ -40,9 +40,15 @@ def test_a_small_run_has_one_pilot_that_costs_at_most_a_quarter(steps, count):
     assert is_small(spec) and pilot == probe_of(spec) and pilot.count * pilot.calls <= whole / 4
 
 
-def test_a_run_of_a_whole_tile_is_not_small_nor_is_one_of_a_few_steps():
-    assert not is_small(plain(steps=400, count=TILE)) and not is_small(plain(steps=FEW, count=1))
-    assert is_small(plain(steps=FEW + 1, count=TILE - 1))
+def test_a_run_of_a_whole_tile_is_not_small():
+    assert not is_small(plain(steps=400, count=TILE))
+    assert is_small(plain(steps=400, count=TILE - 1))
+
+
+@pytest.mark.parametrize("steps, probed", [(1, 1), (FEW - 1, FEW - 1), (FEW, FEW), (FEW + 1, FEW), (50, 10)])
+def test_a_probe_has_no_more_steps_than_its_run(steps, probed):
+    (probe,) = pilot_specs(plain(steps=steps, count=2))
+    assert (probe.steps, probe.count) == (probed, 2)
 
 
 def test_a_probe_guides_at_some_step_at_least():
@@ -52,9 +58,9 @@ def test_a_probe_guides_at_some_step_at_least():
     assert share_of(narrow, narrow) == 1 and 0 < share_of(plain(steps=10), plain(steps=50)) < 1
 
 
-@pytest.mark.parametrize("variant", ["plain", "adam"])
-def test_the_scale_of_a_small_run_injects_about_what_was_asked_for(variant, own_cache):
-    spec = replace(spec_for("laptop", "nonrobust", variant, steps=20, count=2), scale=PROBE)
+@pytest.mark.parametrize("variant, steps", [("plain", 20), ("adam", 20), ("plain", 3), ("adam", 3)])
+def test_the_scale_of_a_small_run_injects_about_what_was_asked_for(variant, steps, own_cache):
+    spec = replace(spec_for("laptop", "nonrobust", variant, steps=steps, count=2), scale=PROBE)
     calibrate([spec], 20.0)
     kept = list(own_cache.rglob("*.safetensors"))
     scales = matched_scales(spec, [20.0, 40.0])
