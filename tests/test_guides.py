@@ -49,7 +49,6 @@ def make():
 SMALL = (   # pattern -> the same at the smallest size: one figure where a command makes all, few steps, few pictures
     (r"^gradcheck reproduce (?=-)", "gradcheck reproduce figure_3 "),
     (r"reproduce table_1_appendix", "reproduce figure_3"),
-    (r"^(gradcheck reproduce .*--stabilizer.*)", r"\1 -p steps=5"),           # a probe and no pilots
     (r"^(gradcheck reproduce (?!.*-p steps).*)", r"\1 -p steps=3"),
     (r"--preset (laptop|paper)", "--preset smoke"),
     (r"preset laptop$", "preset smoke"),

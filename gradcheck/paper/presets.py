@@ -144,11 +144,11 @@ LAPTOP_PRESET = Preset(
 SMOKE_PRESET = replace(
     LAPTOP_PRESET,
     name="smoke",
-    steps=5,
+    steps=3,
     count=4,
     table_count=4,
     chunk=4,
-    sweep_steps=5,
+    sweep_steps=3,
     sweep_count=4,
     energies=(6.0, 60.0),
     pictures=4,
