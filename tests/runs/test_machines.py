@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -366,8 +367,8 @@ def test_an_address_where_something_else_answers(words):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Starts `dask scheduler` and `dask worker`, returned as (address, processes); a process `without` gradcheck has no
-    such package."""
+    """Starts `dask scheduler` and `dask worker`, returned as (address, processes), in forks of a warm process; one
+    `without` gradcheck, which has no such package, anew."""
     monkeypatch.setattr("gradcheck.runs.cluster.BEAT", 0.3)
     blocked = tmp_path / "blocked"
     blocked.mkdir()
@@ -376,9 +377,10 @@ def elsewhere(tmp_path, monkeypatch):
 
     def start(*command, without=False):
         environment = {**os.environ, "PYTHONPATH": str(blocked) if without else str(Path(__file__).parents[2])}
+        begin = subprocess.Popen if without else forks.Forked
         command = [sys.executable, "-m", *command]
         with open(tmp_path / "log.txt", "ab") as log:
-            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log))
+            processes.append(begin(command, env=environment, cwd=tmp_path, stdout=log, stderr=log))
         return processes[-1]
 
     def cluster(workers=(), without=False):
