@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 
-from gradcheck.app.benchmark import use_threads
+from gradcheck.models.networks import use_threads
 from gradcheck.together import in_step
 
 

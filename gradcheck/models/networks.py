@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
-           'in_precision', 'as_guide', 'seconds_of', 'product_seconds', 'peak_rate', 'has_units', 'is_slow',
-           'differentiable', 'gradient_back', 'gradient_of']
+           'in_precision', 'as_guide', 'seconds_of', 'product_seconds', 'peak_rate', 'use_threads', 'has_units',
+           'is_slow', 'differentiable', 'gradient_back', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -109,9 +110,19 @@ def peak_rate(precision, size=2048, patience=0.1):
     while n < size and 8 * product_seconds(precision, n) < patience: n *= 2
     return 2 * n**3 / product_seconds(precision, n, rounds=6)
 
+@contextmanager
+def use_threads(n):
+    "torch with `n` threads, and afterwards with as many as before."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 def has_units(precision):
-    "Is a matrix product of this machine's CPU at least as fast in one of `PRECISIONS` as in float32?"
-    return PRECISIONS[precision] is None or peak_rate(precision, 512) >= peak_rate("float32", 512)
+    """Is a matrix product of this machine's CPU at least as fast in one of `PRECISIONS` as in float32? Asked of one
+    thread: two may have to wait for each other, where the machine has other work."""
+    if PRECISIONS[precision] is None: return True
+    with use_threads(1): return peak_rate(precision, 512) >= peak_rate("float32", 512)
 
 def is_slow(precision, device):
     "Is a device a CPU that has no units for one of `PRECISIONS`? Networks take many times as long in it there."

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from gradcheck.app.benchmark import use_threads
+from gradcheck.models.networks import use_threads
 from gradcheck.app.animation import Storyboard, animation, moments, save_picture
 from gradcheck.models.classifiers import class_probabilities
 from gradcheck.core import UserError

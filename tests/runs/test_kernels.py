@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from jupyter_client import launcher
 
-from gradcheck.app.benchmark import use_threads
+from gradcheck.models.networks import use_threads
 from gradcheck.runs.kernels import ForkedKernel, Shelf, as_called, run_notebook, shelf, side_by_side, warm_kernels
 
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from gradcheck.app.benchmark import use_threads
+from gradcheck.models.networks import use_threads
 from gradcheck.paper.settings import spec_for
 from gradcheck.runs.runs import compute
 
