@@ -24,7 +24,7 @@ SMALL = {   # tutorial -> parameters of the small run
         few=16,
         times=[350, 50],
     ),
-    "gradient_microscope": dict(count=2, steps=6, repeats=2, lag=2, unclipped=2, out=None),
+    "gradient_microscope": dict(count=2, steps=4, repeats=2, lag=2, unclipped=2, out=None),
 }
 
 

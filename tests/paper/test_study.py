@@ -21,7 +21,7 @@ from gradcheck.paper.study import COUPLED, FULL, SEEDS, STUDIES, WAYS, Study, ce
 from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, study_of
 from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
-from gradcheck.paper.study_results import CELL, packed, read_study, write_study
+from gradcheck.paper.study_results import CELL, packed, read_study, write_files, write_study
 from gradcheck.runs.loose import loose_folder
 from gradcheck.runs.quality import real_quality
 from gradcheck.runs.runs import chunk_path
@@ -191,9 +191,10 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
 ])
 def test_what_cannot_be_is_refused(tmp_path, name, damage, said):
     tables = planted(lambda r, k: 0.3)
-    folder = write_study(tables, dict(study="planted"), tmp_path)
-    (folder / f"{name}.csv.gz").write_bytes(packed(damage(tables[name])))
-    with pytest.raises(UserError, match=said): read_study(folder)
+    write_files(tables, {}, {}, tmp_path)
+    assert read_study(tmp_path).keys() == tables.keys()
+    (tmp_path / f"{name}.csv.gz").write_bytes(packed(damage(tables[name])))
+    with pytest.raises(UserError, match=said): read_study(tmp_path)
 
 
 @pytest.mark.parametrize("name, damage, said", [
