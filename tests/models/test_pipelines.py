@@ -3,6 +3,7 @@ of it is known without diffusers; what needs it is skipped where it is not insta
 import inspect
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -46,8 +47,12 @@ OURS = UNetConfig(size=16, widths=(8, 16), attention=(False, True), layers=1, gr
 PARTS = ("model_index.json", "config.json", "scheduler_config.json", f"{STEM}.safetensors.index.json", "gradcheck.json")
 
 
-def weights(config=OURS):
-    with seeded(1): return {k: v.contiguous() for k, v in UNet(config).state_dict().items()}
+@cache
+def fresh(config):
+    with seeded(1): return UNet(config).state_dict()
+
+
+def weights(config=OURS): return {k: v.clone() for k, v in fresh(config).items()}
 
 
 def write(path, values): path.write_text(json.dumps(values), encoding="utf-8")

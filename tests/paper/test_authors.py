@@ -154,13 +154,14 @@ def test_one_command_makes_the_papers_figures(tmp_path, cli, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(laid_out(tmp_path, "sportballs").parent)
     monkeypatch.setattr("gradcheck.paper.reproduce.project_root", lambda: root)
-    figures = ["figure_1", "figure_2", "figure_3", "figure_5", "table_1"]
+    figures = ["figure_1", "figure_5", "table_1"]                        # 2 and 3 are the first in other variants
     small = ("--preset", "smoke", "-p", "count=2")
     code, out, err = cli("reproduce", *figures, "--authors", "sportballs", *small, "--out", tmp_path / "out")
     assert code == 0, err
     folder, = (tmp_path / "out").glob("own-light-dew-109-*-paper*")
     assert [name for name in figures if (folder / f"{name}.png").is_file()] == figures
-    assert default_figures(authors_models("sportballs")) == [*figures, "claims"]
+    assert default_figures(authors_models("sportballs")) == [
+        "figure_1", "figure_2", "figure_3", "figure_5", "table_1", "claims"]
     runs = json.loads((folder / "figure_1.json").read_text(encoding="utf-8"))["runs"]
     assert {Path(r["classifier"]).stem for r in runs.values()} == {"light-dew-109", "apricot-galaxy-108"}
     assert {(r["objective"], r["T"], r["start"]) for r in runs.values()} == {("logit", 400, "standard")}
