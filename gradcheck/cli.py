@@ -206,8 +206,7 @@ def bench(
     out: Path = Path("results/bench.json"),
 ):
     "Measure what guidance costs, as ratios to the bare step in one run; a table, and JSON in OUT."
-    from gradcheck.app.benchmark import benchmark, benchmark_lines
-    from gradcheck.models.networks import use_threads
+    from gradcheck.app.benchmark import benchmark, benchmark_lines, use_threads
     from gradcheck.app.sizes import size_lines, time_sizes
     if out.is_dir(): raise UserError(f"{str(out)!r} is a folder; give the name of a file, such as bench.json.")
     make_folder(out.parent)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNKS', 'FIGURES_KEPT', 'KEPT', 'app', 'WRITTEN_ANEW', 'Stopped', 'Commands', 'engine_for', 'write_text',
-           'write_json', 'in_print', 'bundled', 'setting_for', 'say_notes', 'say_slow', 'save_curve', 'save_sample',
-           'sample', 'copy_start', 'export', 'compare', 'info', 'unforeseen']
+           'write_json', 'in_print', 'bundled', 'setting_for', 'say_notes', 'save_curve', 'save_sample', 'sample',
+           'copy_start', 'export', 'compare', 'info', 'unforeseen']
 
 # %% ../nbs/97_commands.ipynb #1f9193f0
 import errno
@@ -88,17 +88,13 @@ def setting_for(denoiser, classifier, judge, **fields):
     return spec_for(p, list(p.classifiers)[-1], "plain", classifier=classifier, judge=judge, **fields)
 
 # %% ../nbs/97_commands.ipynb #2726c584
-def say_notes(denoiser):
-    "Say what a person should know of how a denoiser is read."
+def say_notes(denoiser, precision="float32", device="auto"):
+    "Say what a person should know of how a denoiser is read, and of a precision that a CPU has no units for."
     from gradcheck.models.catalogue import denoiser_card
-    for note in denoiser_card(denoiser).get("notes", ()): typer.echo(note)
-
-def say_slow(precision, device):
-    "Say so where a precision has no units."
-    from gradcheck.core import pick_device
     from gradcheck.models.networks import is_slow
-    if is_slow(precision, pick_device(device)):
-        typer.echo(f"this CPU has no units for {precision}: the same in float32 would take a fraction of the time.")
+    for note in denoiser_card(denoiser).get("notes", ()): typer.echo(note)
+    if is_slow(precision, device):
+        typer.echo(f"this CPU has no units for {precision}; in float32 this would take a fraction of the time.")
 
 def save_curve(result, label, title, out):
     "The cosines of a run as cosine.csv and, where there are any, as cosine.png; a sentence if there are none."
@@ -172,8 +168,7 @@ def sample(
     how = ("out", "device", "memory", "checkpointing", "fill")
     spec = setting_for(**{name: value for name, value in ctx.params.items() if name not in how})
     make_folder(out)
-    say_notes(spec.denoiser)
-    say_slow(spec.precision, device)
+    say_notes(spec.denoiser, spec.precision, device)
     with engine_for(device, memory, checkpointing) as engine:
         result = run(spec, label="sample", **dict(engine=engine) if fill else as_they_come(spec, engine.machine))
     typer.echo(f"{out / 'grid.png'}: {save_sample(result, out)}")

@@ -13,7 +13,7 @@ from gradcheck.paper.reproduce import check_parameters
 TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
 SMALL = {   # tutorial -> parameters of the small run
     "guide_your_own_model": dict(steps=3, count=2, updates=2, tested=8, preset="smoke"),
-    "paper_vs_corrected": dict(preset="smoke", steps=3, count=2, resamples=3, tested=16),
+    "paper_vs_corrected": dict(preset="smoke", steps=5, count=2, resamples=3, tested=16),
     "the_truth_in_two_dimensions": dict(
         count=60,
         repeats=2,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..base import UserError
+from ..core import UserError, pick_device
 
 # %% ../../nbs/2_models/04_networks.ipynb #98a337e5
 def freeze(model):
@@ -125,8 +125,9 @@ def has_units(precision):
     with use_threads(1): return peak_rate(precision, 512) >= peak_rate("float32", 512)
 
 def is_slow(precision, device):
-    "Is a device a CPU that has no units for one of `PRECISIONS`? Networks take many times as long in it there."
-    return torch.device(device).type == "cpu" and not has_units(precision)
+    """Is a device (as `pick_device` takes it) a CPU that has no units for one of `PRECISIONS`? Networks take many times
+    as long in it there."""
+    return pick_device(device) == "cpu" and not has_units(precision)
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):

@@ -105,6 +105,8 @@ def test_a_peak_is_measured_by_products_that_are_quick(monkeypatch, rate, size):
 ])
 def test_a_training_is_in_half_precision_where_there_are_units(monkeypatch, capsys, peak, device, trained):
     machine(monkeypatch, peak, 1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     asked = Recipe(steps=4, precision="bfloat16")
     recipe = on_device(asked, device)
     assert recipe == replace(asked, precision=trained)
