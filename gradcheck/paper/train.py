@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUTOENCODER', 'SMALL_AUTOENCODER', 'FIT_IMAGES', 'FIT_VALUES', 'HELD_OUT', 'altered', 'recipe_of', 'training_task',
            'fit_start', 'training_card', 'sample_grid', 'seconds_per_step', 'shortened', 'kept', 'begun_recipe',
-           'recipe_here', 'check_minutes', 'recipe_within', 'save_start', 'train']
+           'recipe_within', 'save_start', 'train']
 
 # %% ../../nbs/5_paper/15_train.ipynb #093cf02c
 import time
@@ -152,20 +152,17 @@ def begun_recipe(out):
     except (KeyError, TypeError):
         raise UserError(f"the checkpoint {str(checkpoint)!r} says no recipe; delete it and start again.") from None
 
-def recipe_here(recipe, out, resume, device):
-    "The recipe as a device follows it; where the training in `out` began in float32, in that."
-    if not (resume and kept(out)): return on_device(recipe, device)
-    return recipe if begun_recipe(out).precision == recipe.precision else replace(recipe, precision="float32")
-
-def check_minutes(minutes):
-    "`UserError` for minutes of training (None: as long as it takes) that are none."
+def recipe_within(minutes, out, resume, model, loss, data, recipe, device):
+    """The recipe as a device follows it, shortened to `minutes` (None: as it is); where the training in `out` has
+    begun, as short as it was then, and in float32 if it was."""
     if minutes is not None and not 0 < minutes < float("inf"):
         raise UserError(f"{minutes:g} minutes of training were given; give a number above 0.")
-
-def recipe_within(minutes, out, resume, model, loss, data, recipe, device):
-    "The recipe, shortened to `minutes` (None: as it is), or as it was when the training in `out` began."
+    if resume and kept(out):
+        begun = begun_recipe(out)
+        if minutes is not None: return begun
+        return recipe if begun.precision == recipe.precision else replace(recipe, precision="float32")
+    recipe = on_device(recipe, device)
     if minutes is None: return recipe
-    if resume and kept(out): return begun_recipe(out)
     return shortened(recipe, seconds_per_step(model, loss, data, recipe, device), minutes)
 
 # %% ../../nbs/5_paper/15_train.ipynb #eb416247
@@ -196,11 +193,9 @@ def train(
     `seed` is another than the recipe's, `steps` are fewer, `minutes` shortens it to what this machine can do, `largest`
     (bytes) splits the weights into files; a CPU without units for the recipe's precision trains in float32. Raises
     `UserError` as `Trainer` does, for minutes that are none, and while another process trains into `out`."""
-    check_minutes(minutes)
     preset = get_preset(preset)
     model, loss, recipe = training_task(preset, what, len(data.label_names), data.canvas, architecture, seed, steps)
     with alone(make_folder(out), "training"):
-        recipe = recipe_here(recipe, out, resume, device)
         recipe = recipe_within(minutes, out, resume, model, loss, data, recipe, device)
         identity = dict(task=what, preset=preset.name) | dict(identity)
         whole = recipe_of(preset, what).steps
