@@ -23,7 +23,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..data.sportballs import SportBalls
-from ..models.networks import peak_rate, seconds_of, use_threads
+from ..models.networks import has_units, peak_rate, seconds_of, use_threads
 from ..models.training import Trainer, on_device, prefetched
 from ..paper.saved import provenance
 from ..paper.settings import spec_for
@@ -123,8 +123,8 @@ def time_batches(preset="laptop", images=64, repeats=9):
     rows = [
         time_batch(preset, n, precision, peak, repeats, pipeline)
         for precision, peak in peaks.items()
+        if has_units(precision)
         for n in sizes
-        if peak >= peaks["float32"]
     ]
     return dict(operations_per_second=peaks, batches=rows)
 

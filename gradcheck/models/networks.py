@@ -127,7 +127,7 @@ def has_units(precision):
 def is_slow(precision, device):
     """Is a device (as `pick_device` takes it) a CPU that has no units for one of `PRECISIONS`? Networks take many times
     as long in it there."""
-    return pick_device(device) == "cpu" and not has_units(precision)
+    return pick_device(device).startswith("cpu") and not has_units(precision)
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):

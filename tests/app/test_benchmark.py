@@ -6,6 +6,7 @@ from gradcheck.app import benchmark
 from gradcheck.app.benchmark import batch_lines, beside_diffusers, peak_rate, time_batch, time_batches
 from gradcheck.core import randn
 from gradcheck.guidance.sampling import guided_steps
+from gradcheck.models import networks
 from gradcheck.paper.settings import spec_for
 from gradcheck.runs.loops import diffusers_loop, operations, pipeline_of, plain_loop
 from gradcheck.runs.runs import guidance_of, models
@@ -57,7 +58,8 @@ def test_a_row_compares_what_takes_turns(monkeypatch):
 def test_which_rows_there_are(monkeypatch, images, sizes, half, precisions):
     "A precision for which the machine has no units is not measured."
     monkeypatch.setattr(benchmark, "pipeline_of", lambda spec: None)
-    monkeypatch.setattr(benchmark, "peak_rate", lambda precision: {"float32": 2.0, "bfloat16": half}[precision])
+    def peak(precision, size=2048): return {"float32": 2.0, "bfloat16": half}[precision]
+    for module in (benchmark, networks): monkeypatch.setattr(module, "peak_rate", peak)
     monkeypatch.setattr(benchmark, "time_batch", lambda preset, n, precision, *rest: (n, precision))
     rows = time_batches("laptop", images)["batches"]
     assert rows == [(n, precision) for precision in precisions for n in sizes]
