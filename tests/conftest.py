@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 DURATIONS = Path(__file__).parent / "durations.json"       # test -> CPU seconds, written by durations.py
 LONG = 0.3                                                 # what takes so many seconds is left out by --fast
 FIRST = 5.0                                                # and what takes so many comes first
+METHOD = {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
 def pytest_addoption(parser):
@@ -60,6 +61,20 @@ def warm_kernels():
         patch.setattr(jupyter_client.launcher, "Popen", forks.ForkedKernel)
         yield
     forks.Server.close()
+
+
+@pytest.fixture(scope="session")
+def forked_workers():
+    """A local Dask cluster's workers are forks of one process that has imported what they need. (That everybody's, each
+    a new process, compute the same, is seen in test_machines.py once.)"""
+    import multiprocessing
+
+    dask, utils = pytest.importorskip("dask"), pytest.importorskip("distributed.utils")
+    beforehand = ["distributed.nanny", "distributed.worker", "gradcheck.all", "gradcheck.runs.cluster"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(beforehand)
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(METHOD):
+        patch.setattr(utils, "_forkserver_preload_set", True)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -261,7 +261,8 @@ def test_evaluate(cli, tmp_path):
     )
 
 
-def test_bench(cli, tmp_path):
+@pytest.mark.xdist_group("dask")
+def test_bench(cli, tmp_path, forked_workers):
     asked = ("--preset", "smoke", "--images", "4", "--repeats", "1", "--threads", "1")
     code, out, _ = cli("bench", *asked, "--out", tmp_path / "bench.json")
     result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))

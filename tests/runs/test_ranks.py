@@ -95,10 +95,11 @@ def test_the_best_of_many_finds_what_is_there():
 def test_the_best_of_many_blind_ones_is_seldom_sure():
     rng = np.random.default_rng(0)
     best, alone = [], []
-    for _ in range(60):
+    for world in range(60):
         cells = made_cells(rng, classifier=1.0)
         blind = [made_cells(rng, classifier=1.0)["x"] for _ in range(20)]
         best.append(best_of_many(blind, cells["y"], cells, "way", shuffles=99).min())
+        if world % 3: continue                              # it needs fewer worlds, and takes most of the time
         alone.append(min(best_of_many([x], cells["y"], cells, "way", shuffles=99)[0] for x in blind))
     assert np.mean(np.array(best) <= 0.05) < 0.15 and np.mean(np.array(alone) <= 0.05) > 0.3
 
