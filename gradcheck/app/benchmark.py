@@ -214,7 +214,7 @@ def benchmark(preset="laptop", images=64, threads=2, repeats=9):
         training_wait_for_data_seconds=wait,
         peak_gib_of_x0_hat_step_by_images={n: peak_memory(preset, n, images) for n in (images, 4 * images)},
         seconds_per_denoiser_call=beside_diffusers(batches["batches"]),
-        cluster=time_cluster(chunk=min(images, 16), steps=2 * min(repeats, 10)) if find_spec("distributed") else {},
+        cluster=time_cluster(preset, min(images, 16), steps=2 * min(repeats, 10)) if find_spec("distributed") else {},
     )
 
 # %% ../../nbs/6_app/06_benchmark.ipynb #e154496f
