@@ -17,7 +17,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-BEFOREHAND = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell", "matplotlib.pyplot",
+BEFOREHAND = ("tqdm.auto",        # first: it looks whether it is in a kernel (see `bars_of_a_kernel`)
+              "ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell", "matplotlib.pyplot",
               "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "pandas", "papermill.cli",
               "jupyter_client.provisioning.local_provisioner", "scipy.stats", "scipy.ndimage",
               "torchmetrics.image.fid", "gradcheck.all", "gradcheck.cli", "gradcheck.commands",
@@ -151,9 +152,22 @@ def renewed(request, base):
     kernel = "ipykernel_launcher" in request["args"]
     if kernel: request["args"].append(f"--IPKernelApp.parent_handle={os.getppid()}")      # it ends with the server
     if "FORKS" in os.environ: jupyter_client.launcher.Popen = ForkedKernel
+    if kernel: bars_of_a_kernel()
     backend = "module://matplotlib_inline.backend_inline" if kernel else os.environ.get("MPLBACKEND")
     sys.modules.pop("matplotlib_inline.backend_inline", None)      # when it is imported, it looks for a notebook
     if backend: matplotlib.rcParams["backend"] = backend
+
+
+def bars_of_a_kernel():
+    "Progress bars as a new kernel has them: those of a notebook, everywhere; the server has those of a terminal."
+    import tqdm.auto
+
+    of_a_terminal = tqdm.auto.tqdm
+    del sys.modules["tqdm.auto"], sys.modules["tqdm.autonotebook"]
+    import tqdm.auto
+
+    for module in [*sys.modules.values()]:
+        if getattr(module, "__dict__", {}).get("tqdm") is of_a_terminal: module.tqdm = tqdm.auto.tqdm
 
 
 def python(args):

@@ -66,17 +66,27 @@ def test_a_kernel_of_a_fork_is_a_fork():
     assert python(code).stdout == "ForkedKernel\n"
 
 
-def test_a_forked_kernel_shows_what_is_drawn(tmp_path):
+BARS = "from gradcheck.runs.runs import tqdm\nfor _ in tqdm(range(2)): pass"
+
+
+def test_a_fork_has_the_progress_bars_of_a_terminal():
+    done = python(BARS)
+    assert done.stdout == "" and "2/2" in done.stderr
+
+
+def test_a_forked_kernel_shows_what_is_drawn_and_progress_in_a_widget(tmp_path):
     import nbformat
     import papermill as pm
 
-    cells = ["import matplotlib.pyplot as plt", "fig, ax = plt.subplots()\nax.plot([1, 2]);", "import sys; sys.argv[0]"]
+    drawing = "fig, ax = plt.subplots()\nax.plot([1, 2]);"
+    cells = ["import matplotlib.pyplot as plt", drawing, "import sys; sys.argv[0]", BARS]
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbformat.write(page, tmp_path / "in.ipynb")
     own = dict(kernel_name="python3", language="python", progress_bar=False)
     done = pm.execute_notebook(str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), **own)
     assert "image/png" in done.cells[1].outputs[0].data
     assert "ipykernel_launcher" in done.cells[2].outputs[0].data["text/plain"]
+    assert "application/vnd.jupyter.widget-view+json" in done.cells[3].outputs[0].data
 
 
 # --- what tests cost --------------------------------------------------------------------------
