@@ -157,12 +157,12 @@ def smaller(png, colours=256):
     known = [hashlib.sha256(flat.tobytes()).hexdigest(), *flat.size, colours]
     return min(derived_bytes("picture", known, lambda: few_colours(flat, colours)), png, key=len)
 
-def figure_bytes(fig, suffix, dpi=200):
-    "A matplotlib figure as the bytes of a file of that kind (png, pdf), at `dpi` dots an inch."
+def figure_bytes(fig, suffix, dpi=200, colours=256):
+    "A matplotlib figure as the bytes of a file of that kind (png, pdf), at `dpi` dots an inch; a PNG in few `colours`."
     from matplotlib import rc_context                                      # slow to import
     buffer = io.BytesIO()
     with rc_context(STYLE): fig.savefig(buffer, format=suffix, dpi=dpi)
-    return smaller(buffer.getvalue()) if suffix == "png" else buffer.getvalue()
+    return smaller(buffer.getvalue(), colours) if suffix == "png" else buffer.getvalue()
 
 # %% ../../nbs/5_paper/09_plots.ipynb #1254c4ec
 LARGEST = 400_000      # bytes of a notebook

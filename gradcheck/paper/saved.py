@@ -153,9 +153,11 @@ def figure_runs(figure, preset, engine=None, **changes):
 def write_figure(path, fig, table, sidecar, dpi):
     """PNG, PDF (laid out as the PNG is), CSV and sidecar of a figure under `path`, the name of which has no suffix yet;
     the sidecar comes last."""
-    for suffix in ("png", "pdf"):
-        write_bytes(f"{path}.{suffix}", figure_bytes(fig, suffix, dpi))
-        fig.set_layout_engine("none")
+    write_bytes(f"{path}.png", figure_bytes(fig, "png", dpi))
+    layout = fig.get_layout_engine()
+    fig.set_layout_engine("none")
+    write_bytes(f"{path}.pdf", figure_bytes(fig, "pdf", dpi))
+    fig.set_layout_engine(layout)
     write_bytes(f"{path}.csv", table.to_csv(index=False).encode("utf-8"))
     text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
     write_bytes(f"{path}.json", text.encode("utf-8", "backslashreplace"))
