@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import forks
@@ -16,7 +17,6 @@ torch.set_num_threads(1)
 DURATIONS = Path(__file__).parent / "durations.json"       # test -> CPU seconds, written by durations.py
 LONG = 0.3                                                 # what takes so many seconds is left out by --fast
 FIRST = 5.0                                                # and what takes so many comes first
-METHOD = {"distributed.worker.multiprocessing-method": "forkserver"}
 
 
 def pytest_addoption(parser):
@@ -69,11 +69,15 @@ def forked_workers():
     a new process, compute the same, is seen in test_machines.py once.)"""
     import multiprocessing
 
-    dask, utils = pytest.importorskip("dask"), pytest.importorskip("distributed.utils")
+    if find_spec("distributed") is None: return (yield)
+    import dask
+    import distributed.utils
+
+    forked = {"distributed.worker.multiprocessing-method": "forkserver"}
     beforehand = ["distributed.nanny", "distributed.worker", "gradcheck.all", "gradcheck.runs.cluster"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(beforehand)
-    with pytest.MonkeyPatch.context() as patch, dask.config.set(METHOD):
-        patch.setattr(utils, "_forkserver_preload_set", True)
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(forked):
+        patch.setattr(distributed.utils, "_forkserver_preload_set", True)
         yield
 
 

@@ -150,9 +150,10 @@ def renewed(request, base):
     random.seed()
     np.random.seed()
     kernel = "ipykernel_launcher" in request["args"]
-    if kernel: request["args"].append(f"--IPKernelApp.parent_handle={os.getppid()}")      # it ends with the server
+    if kernel:
+        request["args"].append(f"--IPKernelApp.parent_handle={os.getppid()}")                 # it ends with the server
+        bars_of_a_kernel()
     if "FORKS" in os.environ: jupyter_client.launcher.Popen = ForkedKernel
-    if kernel: bars_of_a_kernel()
     backend = "module://matplotlib_inline.backend_inline" if kernel else os.environ.get("MPLBACKEND")
     sys.modules.pop("matplotlib_inline.backend_inline", None)      # when it is imported, it looks for a notebook
     if backend: matplotlib.rcParams["backend"] = backend

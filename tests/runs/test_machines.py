@@ -489,7 +489,7 @@ if __name__ == "__main__":
         print(len(engine.client.nthreads()))
         run(spec_for("laptop", "nonrobust", "plain", steps=1, count=1), 1, engine, {str(tmp_path / "there")!r})
 """
-    assert forks.run([sys.executable, "-c", code], check=True).stdout.split()[0] == "1"
+    assert forks.run([sys.executable, "-c", code], check=True).stdout.split() == ["1"]
     spec = spec_for("laptop", "nonrobust", "plain", steps=1, count=1)
     run(spec, 1, Local(Machine(tile=1)), tmp_path / "here")
     here, there = (chunk_path(spec, range(1), tmp_path / place).read_bytes() for place in ("here", "there"))
