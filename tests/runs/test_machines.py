@@ -159,8 +159,8 @@ def test_half_precision_state_loses_small_guidance():
 
 def test_one_step_of_each_path_at_the_paper_scale(tmp_path):
     """A dry run of what a GPU does: the authors' network at full size, a guided step of each kind under mixed
-    precision (where there are no units for it, on pictures of 16 px: of 64, one takes 9 s), and a training step in
-    float16 (of 16 px in any case: of 64, one takes a CPU 40 s)."""
+    precision (where there are no units for it, on pictures of 16 px: of 64, they take half a minute), and a training
+    step in float16 (of 16 px in any case: of 64, it takes a CPU 40 s)."""
     model, loss, recipe = training_task("paper", "ddpm")
     assert sum(p.numel() for p in model.parameters()) == 22_411_843 and (
         recipe.lr,
