@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from ..core import UserError, counter_bits, located, project_root
-from .study_evidence import at_equal_energy, cube
+from .study_evidence import at_equal_energy, cube, of_cells
 from .study_results import CELL, known_at, unpacked
 from .variants import VARIANTS
 from ..runs.cells import FEWEST, LEVEL, SMALLEST, decide_all, over_cells
@@ -106,20 +106,20 @@ def said_of_lacking(outcomes, kept):
 MEASURES = ("judge", "oracle", "near", "whole")         # two words on the target, two on the picture: more is better
 
 def along(cell, columns, energies):
-    "Some columns of a cell's rows, means over images, at the `energies` at which they are interpolated."
-    means = cell.groupby("energy")[["injected", *columns]].mean().sort_values("injected", kind="stable")
-    known = np.log(np.maximum(means["injected"], 1e-9))
-    return pd.DataFrame({c: np.interp(np.log(energies), known, means[c]) for c in columns}).assign(energy=energies)
+    "Some columns of a cell, its means at each energy as arrays, at the `energies` at which they are interpolated."
+    order = np.argsort(cell["injected"], kind="stable")
+    known = np.log(np.maximum(cell["injected"][order], 1e-9))
+    return {"energy": energies} | {c: np.interp(np.log(energies), known, cell[c][order]) for c in columns}
 
 def reached(outcomes):
     "A row per way, classifier, class and energy, of `matched` outcomes: the `MEASURES`."
     energies = sorted(outcomes["energy"].unique())
     names = ["variant", "replicate", "target"]
-    rows = [
-        along(cell, ("judge", "oracle", "whole", "far"), energies).assign(**dict(zip(names, key)))
-        for key, cell in outcomes.groupby(names, sort=False)
-    ]
-    table = pd.concat(rows, ignore_index=True)
+    columns = ["judge", "oracle", "whole", "far"]
+    means = outcomes.groupby([*names, "energy"], sort=False)[["injected", *columns]].mean().reset_index()
+    means = means.sort_values("energy", kind="stable")
+    def curves(cell): return along(cell, columns, energies)
+    table = of_cells(curves, means, names, ["injected", *columns])
     return table.assign(near=-table["far"])[[*names, "energy", *MEASURES]]
 
 def means_of(found, measure):
@@ -159,10 +159,12 @@ def ranking(found, measure):
 def dominated(found, reader, quality):
     """way -> the ways that dominate it, by one of the two words on the target and one of the two on the picture; None
     where there are fewer classifiers than decide."""
-    both = [means_of(found, measure) for measure in (reader, quality)]
+    both = [
+        {way: as_cells(column) for way, column in means_of(found, measure).items()} for measure in (reader, quality)
+    ]
     ways = list(both[0])
     level = 1 - LEVEL / max(len(ways) - 1, 1)
-    def better(a, b): return a != b and all(over_cells(as_cells(m[a] - m[b]), level).low > 0 for m in both)
+    def better(a, b): return a != b and all(over_cells(m[a] - m[b], level).low > 0 for m in both)
     if found["replicate"].nunique() < FEWEST: return None
     return {b: [a for a in ways if better(a, b)] for b in ways}
 
