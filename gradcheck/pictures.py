@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PNG', 'TEXT', 'MOST_BYTES', 'TURNS', 'images_to_uint8', 'uint8_to_images', 'image_grid', 'in_colour', 'png',
-           'save_png', 'few_colours', 'eight_bits', 'on_white', 'whole_chunks', 'opened', 'large_allowed', 'quiet',
-           'terminal_closed', 'read_picture', 'square']
+           'save_png', 'in_palette', 'few_colours', 'eight_bits', 'on_white', 'whole_chunks', 'opened', 'large_allowed',
+           'quiet', 'terminal_closed', 'read_picture', 'square']
 
 # %% ../nbs/01_pictures.ipynb #2708dae9
 import contextlib
@@ -58,14 +58,31 @@ def save_png(picture, path):
 # %% ../nbs/01_pictures.ipynb #df3e1fb6
 MANY = 2**16
 
+def in_palette(picture, few):
+    "An RGB picture (of PIL) in the palette of another one, each pixel in the nearest of its colours."
+    from scipy.spatial import KDTree                       # slow to import
+    r, g, b = np.moveaxis(np.asarray(picture, np.uint32), -1, 0)
+    code = r << 16 | g << 8 | b
+    there = np.zeros(2**24, bool)
+    there[code] = True
+    codes = np.flatnonzero(there)
+    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
+    index = np.zeros(2**24, np.uint8)
+    index[codes] = KDTree(np.reshape(few.getpalette(), (-1, 3))).query(colours)[1]
+    nearest = Image.fromarray(index[code])
+    nearest.putpalette(few.getpalette())
+    return nearest
+
 def few_colours(picture, colours):
-    """An RGB picture (of PIL) as the bytes of a PNG with a palette of at most `colours`, the rare ones kept; of very
-    many colours (noise), the palette is that of a ninth of the pixels."""
+    """An RGB picture (of PIL) as the bytes of a PNG with a palette of at most `colours`, the rare ones kept: means over
+    pixels, moved until at most one pixel in 100 changes its colour. Of very many colours (noise), the palette is that
+    of a ninth of the pixels."""
     buffer = io.BytesIO()
     noisy = picture.getcolors(MANY) is None
     part = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST) if noisy else picture
-    few = part.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
-    if noisy: few = picture.quantize(palette=few, dither=Image.Dither.NONE)
+    still = part.width * part.height // 100 + 1
+    few = part.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=still, dither=Image.Dither.NONE)
+    if noisy: few = in_palette(picture, few)
     few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 

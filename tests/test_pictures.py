@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from gradcheck.pictures import square
+from gradcheck.pictures import MANY, few_colours, square
 
 SIZE = 16
 
@@ -133,3 +133,19 @@ def test_a_second_idat_that_is_broken_raises_oserror():
     second = data.index(b"IDAT", data.index(b"IDAT") + 4)
     for broken in (data[:second] + b"ID\0T" + data[second + 4:], data[:second + 50] + b"\0" * 40 + data[second + 90:]):
         with pytest.raises(OSError): square(broken, SIZE)
+
+
+def test_few_colours_are_the_nearest_ones_and_white_stays_white():
+    "Of noise on white, too: a figure's ground is white, and each pixel has that colour of the palette nearest to it."
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (400, 400, 3))
+    pixels[:, 300:] = 255
+    picture = Image.fromarray(pixels.astype(np.uint8))
+    assert picture.getcolors(MANY) is None
+    got = np.asarray(Image.open(io.BytesIO(few_colours(picture, 256))).convert("RGB")).astype(int)
+    assert (got[:, 300:] == 255).all()
+    palette = np.unique(got.reshape(-1, 3), axis=0)
+    assert len(palette) <= 256
+    some = pixels[:20].reshape(-1, 1, 3)
+    nearest = ((some - palette) ** 2).sum(-1).min(1)
+    assert (((got[:20] - pixels[:20]) ** 2).sum(-1).ravel() == nearest).all()
