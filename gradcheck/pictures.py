@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PNG', 'TEXT', 'MOST_BYTES', 'TURNS', 'images_to_uint8', 'uint8_to_images', 'image_grid', 'in_colour', 'png',
-           'save_png', 'in_palette', 'few_colours', 'eight_bits', 'on_white', 'whole_chunks', 'opened', 'large_allowed',
-           'quiet', 'terminal_closed', 'read_picture', 'square']
+           'save_png', 'in_palette', 'with_ground', 'few_colours', 'eight_bits', 'on_white', 'whole_chunks', 'opened',
+           'large_allowed', 'quiet', 'terminal_closed', 'read_picture', 'square']
 
 # %% ../nbs/01_pictures.ipynb #2708dae9
 import contextlib
@@ -73,15 +73,24 @@ def in_palette(picture, few):
     nearest.putpalette(few.getpalette())
     return nearest
 
+def with_ground(few, picture):
+    "A picture with its palette, in which the commonest colour of an RGB one, its ground, is itself and no mean."
+    ground = np.array(max(picture.getcolors(picture.width * picture.height))[1])
+    palette = np.reshape(few.getpalette(), (-1, 3))
+    palette[((palette - ground) ** 2).sum(1).argmin()] = ground
+    few.putpalette(palette.ravel().tolist())
+    return few
+
 def few_colours(picture, colours):
     """An RGB picture (of PIL) as the bytes of a PNG with a palette of at most `colours`, the rare ones kept: means over
-    pixels, moved until at most one pixel in 100 changes its colour. Of very many colours (noise), the palette is that
-    of a ninth of the pixels."""
+    pixels, moved until at most one pixel in 100 changes its colour, but for the ground. Of very many colours (noise),
+    the palette is that of a ninth of the pixels."""
     buffer = io.BytesIO()
     noisy = picture.getcolors(MANY) is None
     part = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST) if noisy else picture
     still = part.width * part.height // 100 + 1
     few = part.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=still, dither=Image.Dither.NONE)
+    few = with_ground(few, part)
     if noisy: few = in_palette(picture, few)
     few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

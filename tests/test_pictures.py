@@ -135,17 +135,31 @@ def test_a_second_idat_that_is_broken_raises_oserror():
         with pytest.raises(OSError): square(broken, SIZE)
 
 
-def test_few_colours_are_the_nearest_ones_and_white_stays_white():
-    "Of noise on white, too: a figure's ground is white, and each pixel has that colour of the palette nearest to it."
-    rng = np.random.default_rng(0)
+def on_ground(seed=0):
+    "Noise of very many colours, a strip that is nearly white, and white: an array (400, 400, 3)."
+    rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (400, 400, 3))
+    pixels[20:60] = np.clip(rng.normal(249, 3, (40, 400, 3)), 0, 255)
     pixels[:, 300:] = 255
-    picture = Image.fromarray(pixels.astype(np.uint8))
-    assert picture.getcolors(MANY) is None
-    got = np.asarray(Image.open(io.BytesIO(few_colours(picture, 256))).convert("RGB")).astype(int)
-    assert (got[:, 300:] == 255).all()
+    return pixels
+
+
+def in_few(pixels, colours):
+    few = few_colours(Image.fromarray(pixels.astype(np.uint8)), colours)
+    return np.asarray(Image.open(io.BytesIO(few)).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [400, 60])
+def test_a_white_ground_stays_white_in_few_colours(size):
+    pixels = on_ground()[:size, 300 - size // 2:]
+    assert (in_few(pixels, 32)[:, -100:] == 255).all()
+
+
+def test_each_pixel_of_noise_has_the_nearest_of_the_few_colours():
+    pixels = on_ground()
+    assert Image.fromarray(pixels.astype(np.uint8)).getcolors(MANY) is None
+    got = in_few(pixels, 256).astype(int)
     palette = np.unique(got.reshape(-1, 3), axis=0)
     assert len(palette) <= 256
-    some = pixels[:20].reshape(-1, 1, 3)
-    nearest = ((some - palette) ** 2).sum(-1).min(1)
+    nearest = ((pixels[:20].reshape(-1, 1, 3) - palette) ** 2).sum(-1).min(1)
     assert (((got[:20] - pixels[:20]) ** 2).sum(-1).ravel() == nearest).all()
