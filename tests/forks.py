@@ -102,8 +102,11 @@ class Closed:
 
 
 class ForkedKernel(Forked):
-    "As jupyter_client starts a kernel: with a pipe to it, which it closes at once."
+    "As jupyter_client starts a kernel: with a pipe to it, which it closes at once; kernels of its own are forked too."
     stdin = Closed()
+
+    def __init__(self, args, env=None, **how):
+        super().__init__(args, env=may_fork(env), **how)
 
 
 def stream_of(stream, usual, nothing, files):
@@ -113,11 +116,15 @@ def stream_of(stream, usual, nothing, files):
     return stream if isinstance(stream, int) else stream.fileno()
 
 
+def may_fork(env):
+    "An environment (by default this process's) under which a child starts kernels as forks."
+    return dict(os.environ if env is None else env) | {"FORKS": Server.address()}
+
+
 def run(args, check=False, env=None, **how):
     "`subprocess.run(args, capture_output=True, text=True)` in a child of the server; its kernels are forked too."
-    env = dict(os.environ if env is None else env) | {"FORKS": Server.address()}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
-        code = Forked(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, **how).wait()
+        code = Forked(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=may_fork(env), **how).wait()
         for file in (out, err): file.seek(0)
         done = subprocess.CompletedProcess(args, code, out.read(), err.read())
     if check and code: raise AssertionError(f"{' '.join(map(str, args))} ended with {code}:\n{done.stderr}")
