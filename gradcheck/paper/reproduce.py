@@ -27,7 +27,8 @@ from .saved import PRESET_PARAMETERS, RESTORE, SPEC_PARAMETERS, check_parameters
 from .settings import check_classes, folder_of, preset_for, setting_of, spec_for
 from .stamps import is_kept, stamped
 from ..runs.cluster import computes_here
-from ..runs.kernels import Shelf, run_notebook, shelf, side_by_side
+from ..runs.kernels import side_by_side
+from ..runs.notebooks import Shelf, run_notebook, shelf
 from ..runs.pace import check_pays
 from ..runs.records import read_claims
 from ..runs.runs import cache_folder

@@ -14,7 +14,7 @@ from gradcheck.base import command_folder
 from gradcheck.core import UserError
 from gradcheck.paper import reproduce as reproducing
 from gradcheck.paper.reproduce import execute
-from gradcheck.runs.kernels import as_called
+from gradcheck.runs.notebooks import as_called
 
 ROOT = Path(__file__).parents[2]
 

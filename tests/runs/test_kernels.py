@@ -8,7 +8,8 @@ import pytest
 from jupyter_client import launcher
 
 from gradcheck.models.networks import use_threads
-from gradcheck.runs.kernels import ForkedKernel, Shelf, as_called, run_notebook, shelf, side_by_side, warm_kernels
+from gradcheck.runs.kernels import ForkedKernel, side_by_side, warm_kernels
+from gradcheck.runs.notebooks import Shelf, as_called, run_notebook, shelf
 
 
 @pytest.fixture
