@@ -76,3 +76,16 @@ def test_as_called_within_itself_changes_nothing():
         before = dict(os.environ)
         with as_called(): assert os.environ == before
         assert os.environ == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no sockets in files")
+@pytest.mark.parametrize("longest, transport", [(80, "ipc"), (1, "tcp")])
+def test_a_kernel_listens_at_files_of_its_own_where_their_paths_are_short(notebook, monkeypatch, longest, transport):
+    "No other process can take them, as it can a port; what was there is gone afterwards."
+    monkeypatch.setattr("gradcheck.runs.notebooks.LONGEST", longest)
+    name = f"{Shelf.scheme}{transport}.ipynb"
+    app = "from ipykernel.kernelapp import IPKernelApp; app = IPKernelApp.instance()\n"
+    run_notebook(notebook(transport, f"{app}print(app.transport, app.abs_connection_file)"), name, {})
+    found, file = said_of(name)
+    assert found == transport and not os.path.exists(file)
+    if transport == "ipc": assert not os.path.exists(os.path.dirname(file))
