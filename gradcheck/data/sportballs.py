@@ -9,6 +9,7 @@ __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprite
 # %% ../../nbs/1_data/02_sportballs.ipynb #19ae5660
 import hashlib
 from functools import cache, lru_cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ DRAWS = ("independent", "coupled")
 # %% ../../nbs/1_data/02_sportballs.ipynb #95386302
 def _near(distance, width, color, rgb):
     "Paint `color` over `rgb` (..., 3) wherever |distance| < width."
-    return np.where((np.abs(distance) < width)[..., None], np.array(color, np.float32), rgb)
+    painted = np.array(rgb)
+    painted[np.abs(distance) < width] = color
+    return painted
 
 def _solid(u, color): return np.broadcast_to(np.array(color, np.float32), (*u.shape, 3))
 
@@ -69,17 +72,17 @@ def _icosahedron():
 
 def _soccer_ball(u, v, z):
     "White, with twelve black pentagons joined by grey seams."
-    n, corners, rgb = np.stack([u, v, z], -1), _icosahedron(), _solid(u, (0.98, 0.98, 0.98))
-    for c in corners:
-        around = [d for d in corners if 0.4 < d @ c < 0.5]                    # the five neighbours
-        for d in around:
+    n = np.stack([u, v, z], -1).astype(np.float64)
+    corners, rgb = _icosahedron(), _solid(u, (0.98, 0.98, 0.98))
+    for c, d in combinations(corners, 2):
+        if 0.4 < d @ c < 0.5:                                                 # neighbours: each has five
             seam = np.where(n @ (c + d) > 1.42, n @ np.cross(c, d), 1)
             rgb = _near(seam, 0.035, (0.45, 0.45, 0.45), rgb)
     for c in corners:
         around = [d for d in corners if 0.4 < d @ c < 0.5]
-        edges = [(a + b) - ((a + b) @ c) * c for a in around for b in around if 0.4 < a @ b < 0.5]
+        edges = [(a + b) - ((a + b) @ c) * c for a, b in combinations(around, 2) if 0.4 < a @ b < 0.5]
         out = np.max([n @ (e / np.linalg.norm(e)) for e in edges], axis=0) / np.maximum(n @ c, 1e-3)
-        rgb = np.where(((out < 0.34) & (n @ c > 0))[..., None], np.array((0.07, 0.07, 0.09), np.float32), rgb)
+        rgb = _near(np.where(n @ c > 0, out, 1), 0.34, (0.07, 0.07, 0.09), rgb)
     return rgb
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #f59ecc84
