@@ -2,6 +2,7 @@
 
 What a test costs (CPU seconds, those of its processes too) is measured with `--cpu FILE` and kept in durations.json:
 the long ones begin first, and `--fast` leaves them out."""
+import gc
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import forks
 import pytest
 import torch
 
+sys.modules.setdefault("rfc3987_syntax", None)             # optional to jsonschema, and takes it seconds to import
 torch.set_num_threads(1)
 DURATIONS = Path(__file__).parent / "durations.json"       # test -> CPU seconds, written by durations.py
 LONG = 0.3                                                 # what takes so many seconds is left out by --fast
@@ -32,6 +34,17 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("fast", False):
         config.hook.pytest_deselected(items=[item for item in items if cost[item] >= LONG])
         items[:] = [item for item in items if cost[item] < LONG]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    "What is imported and collected is no garbage, and is not looked through for any, then or later."
+    gc.disable()
+    done = yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    return done
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,6 +5,7 @@ of importing and turning are saved. `Forked` is called like `subprocess.Popen`, 
 script, this file is the server: a request is one JSON message on a Unix socket, with the three standard streams; the
 answers are the child's number and, when it has ended, its exit code and the CPU seconds of all children until then."""
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -251,8 +252,10 @@ def serve(number, parent):
     given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     base = [p for p in base if p not in given]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    sys.modules["rfc3987_syntax"] = None                   # optional to jsonschema, and takes it seconds to import
     for name in BEFOREHAND: importlib.import_module(name)
     warm_balls()
+    gc.freeze()                                            # what is imported is no garbage; children share its pages
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
