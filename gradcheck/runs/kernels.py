@@ -7,6 +7,7 @@ __all__ = ['LAUNCHER', 'AT_A_TIME', 'renew', 'kernel', 'received', 'end', 'serve
            'WarmStart', 'warm_kernels', 'side_by_side']
 
 # %% ../../nbs/4_runs/19_kernels.ipynb #9da17bb4
+import gc
 import json
 import os
 import signal
@@ -68,6 +69,7 @@ def serve(number, beforehand):
     paths = [path for path in sys.path if path not in ("", *paths_given())]
     for name in beforehand:
         with suppress(Exception): import_module(name)             # the notebook will say what is wrong
+    gc.freeze()                                                   # no copy looks for garbage among what was imported
     kernels = []
     while True:
         request, alive = received(connection)
