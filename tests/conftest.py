@@ -14,7 +14,6 @@ import forks
 import pytest
 import torch
 
-sys.modules.setdefault("rfc3987_syntax", None)             # optional to jsonschema, and takes it seconds to import
 torch.set_num_threads(1)
 DURATIONS = Path(__file__).parent / "durations.json"       # test -> CPU seconds, written by durations.py
 LONG = 0.3                                                 # what takes so many seconds is left out by --fast

@@ -25,6 +25,8 @@ BEFOREHAND = ("tqdm.auto",        # first: it looks whether it is in a kernel (s
               "torchmetrics.image.fid", "gradcheck.all", "gradcheck.cli", "gradcheck.commands",
               "gradcheck.paper.reproduce", "gradcheck.paper.saved", "gradcheck.paper.claims", "gradcheck.paper.page",
               "gradcheck.paper.factorial", "gradcheck.paper.part", "gradcheck.paper.measured", "nbdev.clean")
+# optional to jsonschema, which nbformat imports, and seconds long: neither the tests nor the server ask for it
+sys.modules.setdefault("rfc3987_syntax", None)
 ENDED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGCHLD: signal.SIG_DFL}
 
 
@@ -252,7 +254,6 @@ def serve(number, parent):
     given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     base = [p for p in base if p not in given]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    sys.modules["rfc3987_syntax"] = None                   # optional to jsonschema, and takes it seconds to import
     for name in BEFOREHAND: importlib.import_module(name)
     warm_balls()
     gc.freeze()                                            # what is imported is no garbage; children share its pages

@@ -117,7 +117,7 @@ def reached(outcomes):
     names = ["variant", "replicate", "target"]
     columns = ["judge", "oracle", "whole", "far"]
     means = outcomes.groupby([*names, "energy"], sort=False)[["injected", *columns]].mean().reset_index()
-    means = means.sort_values("energy", kind="stable")
+    means = means.sort_values("energy", kind="stable")         # of energies that injected as much, in their order
     def curves(cell): return along(cell, columns, energies)
     table = of_cells(curves, means, names, ["injected", *columns])
     return table.assign(near=-table["far"])[[*names, "energy", *MEASURES]]
