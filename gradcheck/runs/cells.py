@@ -73,7 +73,8 @@ def p_of_flips(d, flips=FLIPS, seed=0, batch=1000):
     d = np.ravel(d)[np.abs(np.ravel(d)) > 0]
     if discordant(d) < DISCORDANT: return 1.0
     rng = np.random.default_rng(int(counter_bits(seed, 0)))
-    sums = [rng.choice(np.array([-1, 1], np.int8), (batch, len(d))) @ d for _ in range(flips // batch)]
+    signs = np.array([-1, 1], np.int8)
+    sums = [rng.choice(signs, (min(batch, flips - done), len(d))) @ d for done in range(0, flips, batch)]
     extreme = (np.abs(np.concatenate(sums)) >= abs(d.sum()) * (1 - 1e-12)).sum()
     return (extreme + 1) / (flips + 1)
 

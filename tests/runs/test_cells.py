@@ -49,6 +49,11 @@ def test_flips_agree_with_all_signs_counted():
     assert abs(p_of_flips(d) - exact) < 0.005
 
 
+@pytest.mark.parametrize("flips", [1, 300, 1000, 1500])
+def test_there_are_as_many_flips_as_asked_for(flips):
+    assert p_of_flips(np.ones(64), flips=flips) == 1 / (flips + 1)
+
+
 def test_few_images_that_differ_decide_nothing():
     d = np.zeros((3, 4, 16))
     d[0, 0, :DISCORDANT - 1] = 1
