@@ -91,10 +91,9 @@ def setting_for(denoiser, classifier, judge, **fields):
 def say_notes(denoiser, precision="float32", device="auto"):
     "Say what a person should know of how a denoiser is read, and of a precision that a CPU has no units for."
     from gradcheck.models.catalogue import denoiser_card
-    from gradcheck.models.networks import is_slow
-    for note in denoiser_card(denoiser).get("notes", ()): typer.echo(note)
-    if is_slow(precision, device):
-        typer.echo(f"this CPU has no units for {precision}; in float32 this would take a fraction of the time.")
+    from gradcheck.models.networks import slowness
+    for note in (*denoiser_card(denoiser).get("notes", ()), slowness(precision, device)):
+        if note: typer.echo(note)
 
 def save_curve(result, label, title, out):
     "The cosines of a run as cosine.csv and, where there are any, as cosine.png; a sentence if there are none."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'freeze', 'as_it_likes', 'not_finite', 'check_finite', 'fold_norms', 'autocast', 'Around', 'Autocast',
            'in_precision', 'as_guide', 'seconds_of', 'product_seconds', 'peak_rate', 'use_threads', 'has_units',
-           'is_slow', 'differentiable', 'gradient_back', 'gradient_of']
+           'is_slow', 'slowness', 'differentiable', 'gradient_back', 'gradient_of']
 
 # %% ../../nbs/2_models/04_networks.ipynb #d0b33d4c
 import time
@@ -128,6 +128,11 @@ def is_slow(precision, device):
     """Is a device (as `pick_device` takes it) a CPU that has no units for one of `PRECISIONS`? Networks take many times
     as long in it there."""
     return pick_device(device).startswith("cpu") and not has_units(precision)
+
+def slowness(precision, device):
+    "What a person should know of one of `PRECISIONS` on a device that has no units for it; else \"\"."
+    if not is_slow(precision, device): return ""
+    return f"this CPU has no units for {precision}; in float32 this would take a fraction of the time."
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):

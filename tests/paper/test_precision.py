@@ -16,6 +16,7 @@ from gradcheck.models.training import Recipe, on_device
 from gradcheck.paper.compare import compare, write_reference
 from gradcheck.paper.figures import figure_specs
 from gradcheck.paper.presets import PRESETS, get_preset
+from gradcheck.paper.reproduce import check_precision
 from gradcheck.paper.settings import folder_of, preset_for, setting_of, spec_for
 from gradcheck.runs import pace
 from gradcheck.runs.cluster import Dask, computes_here
@@ -135,6 +136,15 @@ def test_a_sample_in_half_precision_without_units_says_so(monkeypatch, tmp_path,
     code, out, err = cli("sample", "--precision", precision, "--steps", 1, "--count", 1, "--out", tmp_path)
     assert code == 0, err
     assert ("this CPU has no units for bfloat16" in out) == said
+
+
+@pytest.mark.parametrize("peak, here, said", [(0.5, True, True), (2.0, True, False), (0.5, False, False)])
+def test_a_presets_own_precision_without_units_is_said(monkeypatch, peak, here, said):
+    "The paper's preset is in half precision; nobody asked for it, so it is no error."
+    machine(monkeypatch, peak, 1.0)
+    told = []
+    check_precision(get_preset("paper"), {}, None if here else Dask.__new__(Dask), told.append)
+    assert ["no units for bfloat16" in line for line in told] == [True] * said
 
 
 def test_classifiers_that_guide_are_in_half_precision_on_a_gpu_only():
