@@ -132,7 +132,7 @@ def is_slow(precision, device):
 def slowness(precision, device):
     "What a person should know of one of `PRECISIONS` on a device that has no units for it; else \"\"."
     if not is_slow(precision, device): return ""
-    return f"this CPU has no units for {precision}; in float32 this would take a fraction of the time."
+    return f"this CPU has no units for {precision}; with --precision float32 this would take a fraction of the time."
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
 def differentiable(values):
