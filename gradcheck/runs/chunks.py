@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CURVES', 'PACKAGE', 'chunks_of', 'chunk_path', 'cache_folder', 'write_chunk', 'read_chunk', 'picture_of',
            'candidates_of', 'probabilities_of', 'favourites', 'bytes_of', 'check_room', 'digest_of', 'file_digest',
-           'files_digest', 'code_digest', 'derived', 'derived_tables', 'derived_row', 'derived_bytes', 'tensor_digest']
+           'files_digest', 'code_digest', 'sealed', 'unsealed', 'derived', 'derived_tables', 'derived_row',
+           'derived_bytes', 'tensor_digest']
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #06258242
 import hashlib
 import io
 import json
 import warnings
-import zipfile
 from contextlib import suppress
 from dataclasses import asdict
 from math import prod
@@ -129,24 +129,35 @@ PACKAGE = Path(gradcheck.__file__).resolve().parent
 def code_digest():
     "A digest of the package's sources and templates."
     roots = dict.fromkeys([PACKAGE, (Path.cwd() / "gradcheck").resolve()])
-    def files(root): return sorted(p for p in root.rglob("*") if p.suffix in (".py", ".j2", ".css", ".js"))
+    kinds = (".py", ".j2", ".css", ".js")
+    def files(root): return sorted(p for p in root.rglob("*") if p.suffix in kinds and p.is_file())
     return digest_of([files_digest(root, files(root)) for root in roots if (root / "__init__.py").is_file()])
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #4b9199af
+def sealed(name, data):
+    "What is written into a file of this name: a digest of name and bytes, then the bytes."
+    return hashlib.sha256(name.encode() + data).digest() + data
+
+def unsealed(name, kept):
+    "The bytes that were `sealed`; ValueError for a file that is damaged, or was written under another name."
+    data = kept[hashlib.sha256().digest_size:]
+    if sealed(name, data) != kept: raise ValueError("damaged or foreign")
+    return data
+
 def derived(kind, made_of, make):
     """The arrays (a dict) that `make()` returns: from the cache, where it has those that the same code made of the
     same (`made_of`, as JSON can say it, with a None in it where something is not known: then nothing is kept)."""
     if None in made_of: return make()
-    path = cache_folder() / "derived" / f"{kind}-{digest_of([code_digest(), made_of])[:24]}.npz"
+    path = cache_folder() / "derived" / f"{kind}-{digest_of([code_digest(), made_of])[:24]}.arrays"
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as kept: return dict(kept)
+        with np.load(io.BytesIO(unsealed(path.name, path.read_bytes()))) as kept: return dict(kept)
     except FileNotFoundError: pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        warnings.warn(f"cache file {path} is damaged; it is computed again.", stacklevel=2)
+    except (OSError, ValueError):
+        warnings.warn(f"cache file {path} is damaged or foreign; it is computed again.", stacklevel=2)
     arrays = make()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    with suppress(UserError): write_bytes(path, buffer.getvalue())             # a full disk costs time, no result
+    with suppress(UserError): write_bytes(path, sealed(path.name, buffer.getvalue()))    # a full disk costs time only
     return arrays
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #5c905188

@@ -134,9 +134,13 @@ def prepared(stage):
 
 
 def chunks(stage):
-    for file in found(stage, "cache/*/*.safetensors"):
+    for file in found(stage, "cache/**/*.safetensors"):
         yield from spoiled(file, 9, flips=14, legal_missing=True)
         yield from documents(file, stage, sealed=True, each=1, reads=header_of, writes=header_writer)
+
+def derivations(stage):
+    "What figures keep of what they derive from runs, here with a healthy first call's; it is computed again."
+    for file in found(stage, "cache/derived/*.arrays"): yield from spoiled(file, 13, flips=8, legal_missing=True)
 
 
 def compared(folder, others):
@@ -210,6 +214,10 @@ KINDS = {
     "lists, CSV": Kind((*FACES, "celeba_csv"), ("celeba_csv",), of_part("celeba_csv"), TRAINED),
     "prepared pictures": Kind(LEARN, ("pics",), prepared, TRAINED, again=True),
     "cache": Kind(SMALL, ("d", "c"), chunks, SAMPLED, again=True),
+    "derived": Kind(
+        (*REPRODUCE, "figure_1", "--again"), ("checkout",), derivations, ("results/smoke/figure_1.csv",), True,
+        printed=False
+    ),
     "results": Kind(COMPARE, ("results", "reference"), compared("results", ("figure_1.csv",)), codes=(0, 1, 2)),
     "reference": Kind(COMPARE, ("results", "reference"), compared("reference", ("claims.csv",)), codes=(0, 1, 2)),
     "sprites": Kind(BALLS, ("sprites",), sprites, ("out/ddpm.safetensors",)),

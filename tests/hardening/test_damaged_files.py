@@ -60,6 +60,7 @@ def test_no_damage_is_met_by_a_traceback_or_in_silence(warm, world, tmp_path, na
     tally = Tally()
     assert tried(warm, world, name, KINDS[name], tmp_path / "stage", tally), "the healthy call fails"
     written(tally, target(tmp_path) / f"files_{name.replace(', ', '_').replace(' ', '_')}.csv")
+    assert tally.counts, "no file of this kind was damaged"
     assert tally.bad(name) == []
 
 

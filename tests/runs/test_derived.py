@@ -10,7 +10,7 @@ from gradcheck.data.sources import Real
 from gradcheck.paper import claims
 from gradcheck.paper.presets import get_preset
 from gradcheck.runs import chunks, scores
-from gradcheck.runs.chunks import derived, derived_bytes, derived_row, derived_tables, tensor_digest
+from gradcheck.runs.chunks import derived, derived_bytes, derived_row, derived_tables, sealed, tensor_digest, unsealed
 from gradcheck.runs.runs import run
 from gradcheck.runs.scores import real_floor, references, score
 from gradcheck.runs.specs import RunSpec
@@ -56,12 +56,41 @@ def test_other_code_makes_it_again(tmp_path, monkeypatch):
 def test_a_damaged_file_is_made_again(own_cache, damage):
     make = Maker()
     derived("kind", ["a"], make)
-    path, = own_cache.rglob("*.npz")
+    path, = own_cache.rglob("*.arrays")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="damaged"): derived("kind", ["a"], make)
     assert make.asked == 2
     derived("kind", ["a"], make)
     assert make.asked == 2
+
+
+def test_no_flipped_bit_is_read_in_silence():
+    "In a zip's directory, one bit may make an archive shorter, or of a kind that nothing here opens."
+    kept = sealed("name", bytes(range(200)))
+    for place in range(len(kept)):
+        flipped = bytearray(kept)
+        flipped[place] ^= 1 << place % 8
+        with pytest.raises(ValueError, match="damaged"): unsealed("name", bytes(flipped))
+    assert unsealed("name", kept) == bytes(range(200))
+
+
+def test_a_whole_file_in_anothers_place_is_made_again(own_cache):
+    make = Maker()
+    for k in range(2): derived("kind", [k], make)
+    first, second = own_cache.rglob("*.arrays")
+    first.write_bytes(second.read_bytes())
+    with pytest.warns(UserWarning, match="foreign"):
+        for k in range(2): derived("kind", [k], make)
+    assert make.asked == 3
+
+
+def test_a_link_to_nowhere_is_no_code(tmp_path, monkeypatch):
+    "An editor leaves such links (.#cli.py) while somebody types."
+    monkeypatch.setattr(chunks, "PACKAGE", tmp_path)
+    (tmp_path / "__init__.py").write_text("")
+    before = chunks.code_digest()
+    (tmp_path / ".#cli.py").symlink_to("nowhere")
+    assert chunks.code_digest() == before
 
 
 def never(*args, **kwargs): raise AssertionError("it was there")
