@@ -57,7 +57,7 @@ def stamp_path(folder, name): return Path(folder) / f"{name}.stamp"
 def results_of(folder, name):
     "file name -> digest of all that lies in a folder under a name."
     paths = sorted(Path(folder).glob(f"{glob.escape(name)}.*"))
-    return {p.name: file_digest(p) for p in paths if p != stamp_path(folder, name)}
+    return {p.name: file_digest(p) for p in paths if p.is_file() and p != stamp_path(folder, name)}
 
 def read_stamp(folder, name):
     "What the stamp of a name says, a dict; empty if there is none, or it is damaged."

@@ -212,6 +212,12 @@ def test_other_names_in_the_folder_are_nobodys_business(tmp_path):
     assert not is_kept(tmp_path, "table_1_appendix", parts)
 
 
+def test_a_folder_called_like_a_figure_is_no_result(tmp_path):
+    (tmp_path / "a.old").mkdir()
+    with stamped(tmp_path, "a", lambda: {"code": "1"}): (tmp_path / "a.csv").write_text("a")
+    assert is_kept(tmp_path, "a", {"code": "1"})
+
+
 def test_nothing_is_no_figure(tmp_path):
     with stamped(tmp_path, "a", lambda: {"code": "1"}): pass
     assert not is_kept(tmp_path, "a", {"code": "1"})
