@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.guidance.stabilizers import make_stabilizer
+from gradcheck.guidance.stabilizers import EMA, Adam, make_stabilizer
 from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, adam_folder, agreement, corner
 from gradcheck.paper.factorial import decide_factorial, known_adam, levels, planted, questions_of, read_factorial
 from gradcheck.paper.factorial import similarity_table
@@ -87,6 +87,19 @@ def test_rescaled_averages_remember_the_same_stretch():
 ])
 def test_a_parameter_that_cannot_be_is_a_sentence(name, message):
     with pytest.raises(UserError, match=message): make_stabilizer(name)
+
+
+@pytest.mark.parametrize("make, name", [
+    (lambda: Adam(beta1=1.0), "beta1"),
+    (lambda: Adam(beta1=-1), "beta1"),
+    (lambda: Adam(beta2=1.5), "beta2"),
+    (lambda: Adam(eps=-1), "eps"),
+    (lambda: Adam(eps=None), "eps"),
+    (lambda: EMA(2.0), "decay"),
+    (lambda: EMA("much"), "decay"),
+])
+def test_nor_can_it_be_in_python(make, name):
+    with pytest.raises(UserError, match=f"the stabilizer's {name} was given as .*; give a number"): make()
 
 
 def test_parameters_by_name():
