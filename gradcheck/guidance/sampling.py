@@ -25,7 +25,9 @@ from ..models.ddpm import VARIANCES, predict
 from ..models.networks import as_it_likes, gradient_back, gradient_of
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #cd131ada
-def log_probability(logits, target): return F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
+def log_probability(logits, target):
+    if logits.shape[1] == 1: raise UserError("one logit is always the most likely; use binary_log_probability for it.")
+    return F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
 def logit(logits, target): return logits.gather(1, target[:, None])[:, 0]
 # one logit, target 0 or 1
 def binary_log_probability(logits, target): return F.logsigmoid(logits.flatten() * (2 * target - 1))

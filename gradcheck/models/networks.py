@@ -135,15 +135,18 @@ def slowness(precision, device):
     return f"this CPU has no units for {precision}; with --precision float32 this would take a fraction of the time."
 
 # %% ../../nbs/2_models/04_networks.ipynb #a52148c8
-def differentiable(values):
-    "The sum of `values` (N,); `UserError` if no gradient leads back from them."
+def differentiable(values, images):
+    "The sum of `values` (N,), one for each of N `images`; `UserError` if they are not, or no gradient leads back."
+    if values.shape != (images,):
+        raise UserError(f"the objective made numbers of shape {tuple(values.shape)} for {images} images; it must make "
+                        "one for each, of logits (N, classes) and targets (N,).")
     if values.requires_grad: return values.sum()
     raise UserError("the classifier's answer has no gradient with respect to the image (no_grad, rounding or an index "
                     "inside?); let it return logits that are computed from the image.")
 
 def gradient_back(values, x):
     "The gradient (N, ...) of the sum of `values` (N,) back to the leaf `x`; NaN for an image whose value is NaN."
-    gradient, = torch.autograd.grad(differentiable(values), x)
+    gradient, = torch.autograd.grad(differentiable(values, len(x)), x)
     return gradient.masked_fill(values.detach().isnan().view(-1, *[1] * (x.dim() - 1)), float("nan"))
 
 def gradient_of(value, x):

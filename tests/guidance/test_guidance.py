@@ -79,6 +79,20 @@ def test_gradient_against_finite_differences(objective, where, prediction):
     assert gradient.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("where", ["x_t", "x0_hat", "x0_hat_smooth"])
+@pytest.mark.parametrize("objective, classes, message", [
+    (OBJECTIVES["binary"], 4, r"shape \(4,\) for 1 images"),                 # one image's four logits, one target
+    (lambda logits, target: logits, 4, r"shape \(1, 4\) for 1 images"),
+    (lambda logits, target: logits.sum(), 4, r"shape \(\) for 1 images"),
+    (OBJECTIVES["log_probability"], 1, "one logit is always the most likely"),
+])
+def test_an_objective_that_makes_no_number_for_each_image(where, objective, classes, message):
+    "Some would broadcast, and guide by the sum of all classes; one probability of one class is 1 everywhere."
+    guidance = Guidance(Logits(classes), 0, objective, WHERE[where])
+    with pytest.raises(UserError, match=message):
+        guidance.evaluate(DDPM(), Net("sample"), images()[:1], 120, MicroBatch(1, tile=1))
+
+
 def test_clip_masks_the_gradient():
     class Loud(Net):
         def forward(self, x, t): return 3 * x
