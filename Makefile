@@ -94,6 +94,7 @@ paper: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/installed)
 	$(GRADCHECK) evaluate --preset paper --count 64 --out data/paper/evaluation
 	$(GRADCHECK) reproduce figure_1 figure_2 figure_3 --preset paper
 
+# pip would compile on one core what it installs, all of them halve that. A few files are of other Pythons.
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || \
 	  { echo "make: there is no $(PYTHON); install Python 3.10 or newer, or name one by PYTHON=..."; exit 1; }
@@ -102,5 +103,6 @@ paper: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/installed)
 	@$(PYTHON) -c "import venv, ensurepip" 2> /dev/null || \
 	  { echo "make: $(PYTHON) has no venv; install it first (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 .venv || true
 	touch $@
