@@ -19,6 +19,7 @@ import typer
 from .base import UserError, choose, make_folder
 from .commands import Stopped, app, engine_for, say_notes, unforeseen, write_json
 from .diagnosing import diagnose
+from .functions import look_in
 from .options import Checkpointing, Denoiser, Device, Memory, Precision, check_given
 from .measures import evaluate
 
@@ -216,8 +217,7 @@ def bench(
     for line in (size_lines if sizes else benchmark_lines)(result): typer.echo(line)
 
 # %% ../nbs/98_cli.ipynb #8f93aac7
-# click's, or the copy that typer carries
-ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")  # click's, or typer's
 
 def _say(message, code):
     print(f"gradcheck: {message}", file=sys.stderr)
@@ -230,7 +230,7 @@ def prepare():
     try: here = os.getcwd()
     except OSError: raise UserError("the working directory is gone; change to a folder that is there.") from None
     check_given(sys.argv[1:])
-    if here not in sys.path: sys.path.insert(0, here)                     # MODULE:FUNCTION is looked for here
+    if here not in sys.path: look_in(here)                                # MODULE:FUNCTION is looked for here
 
 # %% ../nbs/98_cli.ipynb #4e48380e
 def main():

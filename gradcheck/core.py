@@ -149,8 +149,10 @@ class RowLinear(nn.Linear):
 def pick_device(name="auto"):
     "A torch device; `\"auto\"` is CUDA where there is one. Raises `UserError` if a GPU is asked for and absent."
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = str(name).partition(":")
+    kind, colon, index = str(name).partition(":")
     choose("device", kind, ["auto", "cpu", "cuda"])
+    if colon and not (kind == "cuda" and index.isdecimal()):
+        raise UserError(f"device {name!r} was asked for; give auto, cpu, cuda or cuda:N, N the number of a GPU.")
     if kind == "cuda" and not (
         torch.cuda.is_available() and (index or "0") in map(str, range(torch.cuda.device_count()))
     ):

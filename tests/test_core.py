@@ -2,6 +2,8 @@
 import errno
 import fcntl
 import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 import gradcheck.base as base
-from gradcheck.core import UserError, absolute, cache_root, image_generators, located
+from gradcheck.core import UserError, absolute, cache_root, image_generators, located, pick_device
 from gradcheck.functions import call_function, source_digest
 from gradcheck.core import make_folder, write_bytes
 from gradcheck.core import FEW_IMAGES, FEW_SEEDS, renewed_streams, shown
@@ -116,6 +118,23 @@ def test_an_edited_helper_and_one_of_the_same_name_are_read_again(own, tmp_path,
     (own / "mine" / "helper.py").write_text("K = 3\n", encoding="utf-8")
     (own / "mine" / "own.py").write_text("import helper\ndef make(): return helper.K\n", encoding="utf-8")
     assert call_function("mine/own.py:make", "the model") == 3
+
+
+@pytest.mark.parametrize("hidden", ["pandas.py", "torch.py"])
+def test_a_file_that_hides_a_library_is_named(own, monkeypatch, cli, hidden):
+    monkeypatch.chdir(own)
+    (own / hidden).write_text("x = 1\n", encoding="utf-8")
+    said = re.escape(hidden) + f"' hides the library {hidden[:-3]}; rename it"
+    with pytest.raises(UserError, match=said): call_function("own.py:make", "the model")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(own))])
+    code, _, err = cli("info")
+    assert code == 2 and re.search(said, err) and str(own) not in sys.path
+
+
+@pytest.mark.parametrize("name", ["cpu:x", "cpu:7", "auto:1", "cuda:", "cuda:x", "cuda:-1", "gpu"])
+def test_devices_that_are_none(name):
+    with pytest.raises(UserError, match="device|GPU"): pick_device(name)
+    assert pick_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("text, message", [

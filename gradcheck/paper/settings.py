@@ -53,6 +53,10 @@ def with_models(preset, denoiser=None, classifier=None, robust=None, judge=None,
     Raises `UserError` if one of denoiser and classifier is missing, a name is none, or the classes are not the same."""
     given = dict(denoiser=denoiser, classifier=classifier, robust=robust, judge=judge, data=data)
     if not any(given.values()): return preset
+    for role, name in given.items():
+        if not isinstance(name, (str, Path, type(None))):
+            raise UserError(f"the {role} was given as a {type(name).__name__}; give its name: a file, a folder, or "
+                            "MODULE:FUNCTION for a function that returns it.")
     if not (denoiser and classifier):
         raise UserError(
             "for a model of your own give both a denoiser and a classifier (--denoiser, --classifier); the others are "

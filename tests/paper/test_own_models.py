@@ -2,13 +2,17 @@
 figures."""
 
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from test_celeba import paint
 from test_interop import CLASSIFIER, make_pipeline
 
+from gradcheck.app.diagnose import diagnose
+from gradcheck.app.explorer import explore
 from gradcheck.models.checkpoints import save_weights
 from gradcheck.core import UserError
 from gradcheck.paper.presets import get_preset
@@ -218,6 +222,19 @@ def test_every_figure_of_two_classifiers_has_the_paper_curves():
         and len(figure_specs("figure_2", "laptop")) == 4
         and len(FIGURES) == 15
     )
+
+
+@pytest.mark.parametrize("given", [
+    dict(denoiser="laptop/ddpm", classifier=torch.nn.Linear(2, 2)),
+    dict(denoiser=torch.nn.Linear(2, 2), classifier="laptop/nonrobust"),
+    dict(denoiser="laptop/ddpm", classifier="laptop/nonrobust", data=3),
+])
+def test_models_are_given_by_name(given, tmp_path):
+    "In Python, somebody gives the model itself."
+    for call in (partial(preset_for, "laptop"), partial(diagnose, out=tmp_path)):
+        with pytest.raises(UserError, match="given as a (Linear|int); give its name: a file, a folder, or MODULE"):
+            call(**given)
+    assert "give its name" in explore(**given).value
 
 
 def test_folders_and_names_that_are_no_data(tmp_path):
