@@ -138,6 +138,7 @@ def chunks(stage):
         yield from spoiled(file, 9, flips=14, legal_missing=True)
         yield from documents(file, stage, sealed=True, each=1, reads=header_of, writes=header_writer)
 
+
 def derivations(stage):
     "What figures keep of what they derive from runs, here with a healthy first call's; it is computed again."
     for file in found(stage, "cache/derived/*.arrays"): yield from spoiled(file, 13, flips=8, legal_missing=True)
