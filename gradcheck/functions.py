@@ -27,19 +27,29 @@ def is_function(name):
 
 # %% ../nbs/02_functions.ipynb #a71e3c58
 LIBRARIES = (
+    "dask",
     "diffusers",
+    "distributed",
+    "ipykernel",
     "IPython",
+    "ipywidgets",
     "jinja2",
+    "jupyter_client",
+    "markupsafe",
     "matplotlib",
     "numpy",
     "pandas",
     "papermill",
     "PIL",
+    "psutil",
     "safetensors",
     "scipy",
     "torch",
     "torchmetrics",
     "tqdm",
+    "traitlets",
+    "typer",
+    "zmq",
 )
 
 def check_hidden(folder):

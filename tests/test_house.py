@@ -2,10 +2,13 @@
 circle."""
 
 import ast
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from gradcheck.functions import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
@@ -37,6 +40,14 @@ def imports_of(path):
             yield ".".join([*here, node.module or ""]).strip(".")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradcheck."):
             yield node.module.removeprefix("gradcheck.")
+
+
+def libraries_of(path):
+    "The libraries that a module imports, also inside functions; neither Python's own nor this package."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+        yield from {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "gradcheck"}
 
 
 def module_of(path):
@@ -83,3 +94,8 @@ def test_no_circle_and_no_tall_tower():
     # a circle would never end: RecursionError
     def height(module): return 1 + max((height(m) for m in IMPORTS[module]), default=0)
     assert max(height(m) for m in IMPORTS) <= 12, {m: height(m) for m in IMPORTS}
+
+
+def test_a_file_that_hides_any_library_is_noticed():
+    imported = {name for path in PATHS for name in libraries_of(path)}
+    assert {"torch", "PIL", "psutil", "zmq"} <= imported <= set(LIBRARIES)
