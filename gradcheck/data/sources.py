@@ -87,7 +87,7 @@ class Watched(Seen):
     def batch(self, i):
         try: images, labels = super().batch(i)
         except (UserError, KeyboardInterrupt): raise
-        except Exception as e: raise UserError(f"the data set {str(self.name)!r} failed ({told(e)}).") from e
+        except BaseException as e: raise UserError(f"the data set {str(self.name)!r} failed ({told(e)}).") from e
         if not len(i): return images, labels
         if fault := batch_fault(images, labels, len(i), self):
             raise UserError(f"the data set {str(self.name)!r} returned {fault}.")

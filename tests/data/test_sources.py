@@ -34,6 +34,7 @@ FAULTS = {
     "x, y[:, None]": r"labels of shape \(4, 1\); give \(4,\)",
     "x": "failed .*ValueError.*",
     "{}['lost']": "failed .KeyError: 'lost', .*mine.py, line 13",
+    "exit(3)": "failed .SystemExit: 3",
 }
 
 
