@@ -186,7 +186,8 @@ class Guarded(Stabilizer):
         if not isinstance(out, torch.Tensor): return f"a {type(out).__name__}"
         if out.shape != g.shape: return f"shape {tuple(out.shape)}"
         if out.is_complex(): return "complex numbers"
-        return "NaN or infinity" if g.isfinite().all() and not out.isfinite().all() else ""
+        if out.isfinite().all() or not g.isfinite().all(): return ""
+        return "NaN or infinity"
 
     def _attempt(self, work, *args):
         try: return work(*args)
