@@ -94,7 +94,7 @@ paper: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/installed)
 	$(GRADCHECK) evaluate --preset paper --count 64 --out data/paper/evaluation
 	$(GRADCHECK) reproduce figure_1 figure_2 figure_3 --preset paper
 
-# pip would compile on one core what it installs, all of them halve that. A few files are of other Pythons.
+# What is installed is compiled on all cores (pip uses one). A few files are of other Pythons, which is no failure.
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || \
 	  { echo "make: there is no $(PYTHON); install Python 3.10 or newer, or name one by PYTHON=..."; exit 1; }

@@ -147,7 +147,7 @@ class RowLinear(nn.Linear):
 
 # %% ../nbs/00_core.ipynb #32d7b3ab
 def pick_device(name="auto"):
-    "A torch device; `\"auto\"` is CUDA where there is one. Raises `UserError` if a GPU is asked for and absent."
+    "A torch device; `\"auto\"` is CUDA where there is one. Raises `UserError` for another name, or an absent GPU."
     if name == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, index = str(name).partition(":")
     choose("device", kind, ["auto", "cpu", "cuda"])
