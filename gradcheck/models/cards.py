@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import gradcheck
-from ..base import Kind, check_fields, listed
+from ..kinds import Kind, check_fields, listed
 from ..core import UserError, choose, located
 
 WEIGHTS = Path(gradcheck.__file__).parent / "weights"

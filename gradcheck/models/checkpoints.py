@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..base import FLAG, NOTHING, any_of, either, listed, read_json, real, whole
+from ..base import read_json
 from ..core import UserError, write_bytes
+from ..kinds import FLAG, NOTHING, any_of, either, listed, real, whole
 from .autoencoder import Autoencoder
 from .cards import card_digest, check_card, resolve
 from .classifiers import MOST_CLASSES, MobileNetV3Small, ResNet

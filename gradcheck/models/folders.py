@@ -16,7 +16,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..base import FLAG, NOTHING, UserError, any_of, check_fields, either, listed, read_json, real, whole
+from ..base import UserError, read_json
+from ..kinds import FLAG, NOTHING, any_of, check_fields, either, listed, real, whole
 
 # %% ../../nbs/2_models/10_folders.ipynb #fcf7ba66
 HUB = re.compile(r"(?:https?://huggingface\.co/|hf://)?(\w[\w.-]*/(\w[\w.-]*))/?", re.A)

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from ..base import NOTHING, any_of, check_fields, read_json, whole
+from ..base import read_json
 from ..core import UserError, seeded, write_bytes
+from ..kinds import NOTHING, any_of, check_fields, whole
 from .ddpm import DDPM
 from .folders import CONDITIONS, LEARNED, OLDER, SCHEDULER, UNET, UNREAD, as_meant, completed
 from .folders import component, digest_of, modern, read_part, refuse_other_pipelines, shapes_of

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..base import Kind, listed, real, whole
 from ..core import UserError, read_meta, save_atomically
+from ..kinds import Kind, listed, real, whole
 from .networks import not_finite
 
 # %% ../../nbs/2_models/06_resume.ipynb #1c2392ff

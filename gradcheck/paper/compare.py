@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..base import Kind, listed, read_json
+from ..base import read_json
 from ..core import UserError, located, project_root, write_bytes
+from ..kinds import Kind, listed
 from .figures import FIGURES
 from ..runs.records import HERE, against, images_of, in_brief, machine_of, models_of, read_claims
 from ..runs.records import read_numbers, read_sidecar, setting_of
