@@ -24,6 +24,7 @@ from .models.training import *
 from .models.checkpoints import *
 from .models.catalogue import denoiser_card, open_classifier, open_denoiser
 
+from .guidance.objectives import *
 from .guidance.stabilizers import *
 from .guidance.samplers import *
 from .guidance.sampling import *

@@ -23,7 +23,7 @@ import gradcheck
 from ..core import UserError, image_generators, pick_device, randn, write_bytes
 from ..guidance.gradients import cosine, is_nothing, norm, saturated_share
 from ..guidance.microscope import Lens, cosine_between, low_frequencies, low_frequency_share, noisy_paths
-from ..guidance.sampling import OBJECTIVES
+from ..guidance.objectives import OBJECTIVES
 from ..models.batches import as_micro_batch
 from ..models.catalogue import classifier_card, open_classifier
 from ..models.own import gradient_at

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ..core import UserError, choose, image_generators, randn
 from .gradients import cosine, norm, saturated_share
-from .sampling import WHERE, Ancestral, Guidance, log_probability
+from .objectives import log_probability
+from .sampling import WHERE, Ancestral, Guidance
 from .stabilizers import make_stabilizer
 from ..models.batches import MicroBatch, tiled
 from ..models.networks import as_it_likes

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..core import UserError, choose, shown
 from ..data.classes import parse_target
-from .sampling import OBJECTIVES, UNGUIDED, WHERE, Guidance
+from .objectives import OBJECTIVES
+from .sampling import UNGUIDED, WHERE, Guidance
 from .scheduled import Guided
 from .stabilizers import make_stabilizer
 from .ways import check_objective

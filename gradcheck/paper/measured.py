@@ -18,7 +18,8 @@ from ..core import located, write_bytes, image_generators, randn
 from ..data.sportballs import SportBalls
 from ..guidance.gradients import cosine, is_nothing, norm
 from ..guidance.microscope import cosine_between, low_frequency_share, masked_share
-from ..guidance.sampling import OBJECTIVES, Ancestral
+from ..guidance.objectives import OBJECTIVES
+from ..guidance.sampling import Ancestral
 from ..models.ddpm import predict
 from ..models.networks import as_it_likes
 from .plan import duration

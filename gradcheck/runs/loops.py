@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..guidance.sampling import OBJECTIVES, Ancestral, gradient_of
+from ..guidance.objectives import OBJECTIVES
+from ..guidance.sampling import Ancestral, gradient_of
 from ..models.catalogue import open_denoiser
 from ..models.ddpm import predict
 from ..models.exports import save_pipeline

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from ..core import image_generators, make_folder, pick_device, randn
 from ..guidance.gradients import collect, cosine_in_random_order, measure
-from ..guidance.sampling import OBJECTIVES, Guidance, NonFinite, guided_steps
+from ..guidance.objectives import OBJECTIVES
+from ..guidance.sampling import Guidance, NonFinite, guided_steps
 from ..models.batches import TILE, MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.networks import as_guide, in_precision

@@ -18,8 +18,9 @@ import torch
 
 from ..core import SEEDS, UserError, choose, renewed_streams, shown
 from ..data.classes import listing, parse_target, same_classes
+from ..guidance.objectives import OBJECTIVES
 from ..guidance.samplers import DDIM, HalfPrecision, MeanShift, Spherical
-from ..guidance.sampling import OBJECTIVES, WHERE, Ancestral, Guidance, Interval
+from ..guidance.sampling import WHERE, Ancestral, Guidance, Interval
 from ..guidance.stabilizers import make_stabilizer, stabilizer_digest
 from ..guidance.ways import check_objective, check_ways, places
 from ..models.catalogue import class_names, classifier_card, denoiser_card, start_card

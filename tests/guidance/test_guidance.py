@@ -11,8 +11,8 @@ from gradcheck.guidance.samplers import DDIM
 from gradcheck.guidance.sampling import Ancestral
 from gradcheck.guidance.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
 from gradcheck.models.ddpm import predict
+from gradcheck.guidance.objectives import OBJECTIVES
 from gradcheck.guidance.sampling import (
-    OBJECTIVES,
     UNGUIDED,
     WHERE,
     Guidance,

@@ -10,7 +10,8 @@ from scipy import stats
 
 from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
-from gradcheck.guidance.sampling import Guidance, at_x0_hat, at_x0_hat_stopped, gradient_of, guided_steps, logit
+from gradcheck.guidance.objectives import logit
+from gradcheck.guidance.sampling import Guidance, at_x0_hat, at_x0_hat_stopped, gradient_of, guided_steps
 from gradcheck.guidance.mixture import (
     ExactClassifier,
     ExactDenoiser,

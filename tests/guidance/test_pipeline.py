@@ -12,7 +12,8 @@ from torch import nn
 from gradcheck.core import UserError, image_generators, seeded
 from gradcheck.guidance.samplers import DDIM
 from gradcheck.guidance.sampling import UNGUIDED, WHERE, Ancestral, Guidance, Interval, NonFiniteGradient
-from gradcheck.guidance.sampling import at_x_t, gradient_of, guided_steps, log_probability
+from gradcheck.guidance.objectives import log_probability
+from gradcheck.guidance.sampling import at_x_t, gradient_of, guided_steps
 from gradcheck.guidance.scheduled import Guided, Scheduled, gain
 from gradcheck.guidance.stabilizers import Adam, make_stabilizer
 from gradcheck.models.ddpm import DDPM

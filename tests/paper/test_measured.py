@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.guidance.sampling import OBJECTIVES, WHERE, Guidance
+from gradcheck.guidance.objectives import OBJECTIVES
+from gradcheck.guidance.sampling import WHERE, Guidance
 from gradcheck.models.batches import as_micro_batch
 from gradcheck.models.ddpm import DDPM
 from gradcheck.paper import measured
