@@ -16,22 +16,37 @@ import warnings
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image
 
-from .base import write_bytes
+from .core import UserError, described, write_bytes
+from .kinds import COUNT, checked
 
 # %% ../nbs/01_pictures.ipynb #7219bcb5
-def images_to_uint8(x): return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
-def uint8_to_images(x): return x.float() / 127.5 - 1
+def images_to_uint8(x):
+    "Images in [-1, 1] as uint8; numbers beyond are clipped. `UserError` for whole numbers, or one that is not finite."
+    if not x.is_floating_point() or not x.isfinite().all():
+        what = "hold NaN or infinity" if x.is_floating_point() else f"are {described(x)}"
+        raise UserError(f"the images {what}; give floating-point numbers in [-1, 1].")
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
+
+def uint8_to_images(x):
+    "Images as float32 in [-1, 1]; `UserError` for any that are not uint8."
+    if x.dtype != torch.uint8: raise UserError(f"the images are {described(x)}; give uint8, from 0 to 255.")
+    return x.float() / 127.5 - 1
 
 # %% ../nbs/01_pictures.ipynb #ef623e1d
 def image_grid(samples, columns=8, pad=1, scale=2):
     """uint8 images (N, 1 or 3, H, W) as one picture (H', W', 3), `columns` side by side, with grey lines of `pad` px
-    between them, enlarged `scale` times."""
+    between them, enlarged `scale` times. `UserError` for others."""
+    if samples.dtype != torch.uint8 or samples.dim() != 4 or samples.shape[1] not in (1, 3):
+        raise UserError(f"the images are {described(samples)}; give uint8 (N, 1 or 3, H, W), as images_to_uint8 makes.")
+    checked("the number of columns", columns, COUNT)
+    checked("the enlargement", scale, COUNT)
     n, _, h, w = samples.shape
     rows = -(-n // columns)
     canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 200, np.uint8)
-    for k, image in enumerate(samples.permute(0, 2, 3, 1).numpy()):
+    for k, image in enumerate(samples.permute(0, 2, 3, 1).cpu().numpy()):
         y = (k // columns) * (h + pad) + pad
         x = (k % columns) * (w + pad) + pad
         canvas[y:y + h, x:x + w] = image
@@ -39,8 +54,11 @@ def image_grid(samples, columns=8, pad=1, scale=2):
 
 # %% ../nbs/01_pictures.ipynb #0a940127
 def in_colour(picture):
-    "A uint8 picture (H, W, 3), (H, W, 1) or (H, W) as (H, W, 3)."
-    picture = picture if np.ndim(picture) == 3 else np.asarray(picture)[..., None]
+    "A uint8 picture (H, W, 3), (H, W, 1) or (H, W) as (H, W, 3); `UserError` for any other."
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (1,), (3,)):
+        raise UserError(f"the picture is {described(picture)}; give uint8 (H, W, 3) or (H, W), as image_grid makes.")
+    picture = picture if picture.ndim == 3 else picture[..., None]
     return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
 
 def png(picture):

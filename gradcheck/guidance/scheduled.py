@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ..core import UserError
 from .samplers import DDIM
-from .sampling import Ancestral, Step, check_finite, unguided
+from .sampling import Ancestral, Step, check_finite, check_state, unguided
 from ..models.batches import MicroBatch
 from ..models.ddpm import VARIANCES, Currencies
 from ..models.folders import LEARNED
@@ -129,7 +129,7 @@ class Guided:
     def step(self, image, t, generator=None):
         """The scheduler's step from images (N, C, H, W) at time `t`, with the shift of eq. (1), as a `Step`.
 
-        Raises `NonFiniteGradient` with the step, the image and the setting."""
+        Raises `NonFiniteGradient` with the step, the image and the setting, `NonFinite` for such a state."""
         t = int(t)
         x0_raw, gradient, output = self.evaluate(image.float(), t)
         check_finite(gradient, t, self.guidance)
@@ -137,5 +137,7 @@ class Guided:
         push = (self.guidance.scale_at(t) or 0.0) * stabilised
         shift = gain(self.diffusion, output, t, push) * push
         plain = self.diffusion.scheduler.step(output.to(image), t, image, generator=generator).prev_sample
+        x_prev = plain + shift.to(plain)
+        check_state(x_prev, t, self.guidance)
         x0_hat = self.diffusion.clip_x0(x0_raw)
-        return Step(t, image, x0_raw, x0_hat, gradient, stabilised, shift, plain + shift.to(plain))
+        return Step(t, image, x0_raw, x0_hat, gradient, stabilised, shift, x_prev)

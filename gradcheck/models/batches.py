@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from ..core import UserError
+from ..kinds import COUNT, checked
 
 # %% ../../nbs/2_models/05_batches.ipynb #2daeb2c5
 TILE = 16
@@ -74,7 +75,7 @@ class MicroBatch:
 def as_micro_batch(asked=None, size=64):
     "A `MicroBatch` as it is; one of so many images, in whole tiles; for None one of `size` images as they come."
     if isinstance(asked, MicroBatch): return asked
-    return MicroBatch(size, tile=1) if asked is None else MicroBatch(asked)
+    return MicroBatch(size, tile=1) if asked is None else MicroBatch(checked("the micro-batch", asked, COUNT))
 
 # %% ../../nbs/2_models/05_batches.ipynb #4920375f
 def tiled(micro_batch, call, *tensors):

@@ -22,9 +22,9 @@ from ..guidance.sampling import Guidance, NonFinite, guided_steps
 from ..models.batches import TILE, MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.networks import as_guide, in_precision
-from ..pictures import uint8_to_images
+from ..pictures import images_to_uint8, uint8_to_images
 from .chunks import cache_folder, candidates_of, check_room, chunk_path, chunks_of, favourites
-from .chunks import picture_of, probabilities_of, read_chunk, write_chunk
+from .chunks import probabilities_of, read_chunk, write_chunk
 from .specs import PLACES, SAMPLERS, STATES, RunSpec, check_guided
 from ..together import can_be_apart, is_large, two_at_a_time
 
@@ -160,7 +160,7 @@ def compute(spec, images, machine=Machine(), bar=None, micro_batch=None):
         times.append(step.t)
         gradients.append(step.gradient[:NULL_IMAGES].clone())
         if bar is not None: bar.update(len(images))
-    samples = picture_of(spec, step.x_prev)
+    samples = images_to_uint8(step.x_prev)
     null = cosine_in_random_order(gradients, spec.fresh_stabilizer(), spec.seed, images)
     trace = {f"trace.{name}": values for name, values in (collect(rows) | {"cosine_null": null}).items()}
     answers = answers_of(spec, samples, device)

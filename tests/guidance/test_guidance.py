@@ -81,7 +81,7 @@ def test_gradient_against_finite_differences(objective, where, prediction):
 
 @pytest.mark.parametrize("where", ["x_t", "x0_hat", "x0_hat_smooth"])
 @pytest.mark.parametrize("objective, classes, message", [
-    (OBJECTIVES["binary"], 4, r"shape \(4,\) for 1 images"),                 # one image's four logits, one target
+    (OBJECTIVES["binary"], 4, r"with shape \(1, 4\); binary_log_probability needs one logit per image"),
     (lambda logits, target: logits, 4, r"shape \(1, 4\) for 1 images"),
     (lambda logits, target: logits.sum(), 4, r"shape \(\) for 1 images"),
     (OBJECTIVES["log_probability"], 1, "one logit is always the most likely"),
