@@ -4,13 +4,18 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'as_targets', 'check_classes', 'check_among', 'check_binary', 'log_probability', 'logit',
-           'binary_log_probability', 'calibrated', 'multilabel_log_probability']
+           'binary_log_probability', 'calibrated', 'multilabel_log_probability', 'Value']
 
 # %% ../../nbs/3_guidance/00_objectives.ipynb #0b1ec71c
+from dataclasses import dataclass, replace
+from typing import Callable
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from ..core import UserError, shown
+from ..core import UserError, counter_integers, shown
+from ..models.networks import as_it_likes
 
 # %% ../../nbs/3_guidance/00_objectives.ipynb #0b1ec71e
 def as_targets(target, count, device="cpu"):
@@ -68,3 +73,24 @@ OBJECTIVES = {
     "binary": binary_log_probability,
     "multilabel": multilabel_log_probability,
 }
+
+# %% ../../nbs/3_guidance/00_objectives.ipynb #9f3ff94b
+@dataclass(frozen=True)
+class Value:
+    """What is to grow: images (N, C, H, W) to one number each (N,), for targets (N,); `seeds` (N,) are the images'
+    own."""
+    objective: Callable
+    classifier: nn.Module
+    target: torch.Tensor
+    seeds: torch.Tensor
+
+    def __call__(self, image): return self.objective(self.classifier(as_it_likes(self.classifier, image)), self.target)
+
+    def by(self, classifier):
+        "The same, as another classifier says."
+        return replace(self, classifier=classifier)
+
+    def generators(self, t):
+        "A generator for each image, the same whenever step `t` is asked."
+        words = counter_integers(2**32, t, self.seeds.cpu().numpy())
+        return [torch.Generator().manual_seed(word) for word in words.tolist()]

@@ -10,9 +10,9 @@ from torch import nn
 
 from gradcheck.core import UserError, image_generators, own_seeds, randn
 from gradcheck.guidance.mixture import ExactClassifier, ExactDenoiser, interleaved_ring
-from gradcheck.guidance.objectives import OBJECTIVES, calibrated, log_probability
+from gradcheck.guidance.objectives import OBJECTIVES, Value, calibrated, log_probability
 from gradcheck.guidance.samplers import DDIM, MeanShift, Spherical
-from gradcheck.guidance.sampling import WHERE, Ancestral, Guidance, Value, at_x0_hat, at_x_t, guided_steps
+from gradcheck.guidance.sampling import WHERE, Ancestral, Guidance, at_x0_hat, at_x_t, guided_steps
 from gradcheck.guidance.stabilizers import UnitNorm, make_stabilizer
 from gradcheck.guidance.ways import (
     ascended,
