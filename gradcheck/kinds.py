@@ -10,8 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Callable
 
-from .base import UserError
-from .core import shown
+from .base import UserError, shown
 
 # %% ../nbs/00_kinds.ipynb #5c496d20
 @dataclass(frozen=True)
