@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 
+from ..contents import content_of
 from ..core import UserError, choose
-from ..functions import call_function, content_of, is_function, source_digest, told
+from ..functions import call_function, is_function, source_digest, told
 from ..models.batches import out_of_memory
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #8eb73e67

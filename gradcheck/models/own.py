@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..contents import content_of
 from ..core import UserError, seeded
-from ..functions import call_function, content_of, source_digest, told
+from ..functions import call_function, source_digest, told
 from .batches import out_of_memory
 from .classifiers import MOST_CLASSES
 from .networks import Around, check_finite, freeze
