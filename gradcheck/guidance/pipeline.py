@@ -40,7 +40,7 @@ def guide_of(classifier, shape, device):
         what = f"classifier {type(classifier).__name__}"
         check_state(classifier, what, device)
         model = classifier if isinstance(classifier, Own) else Own(classifier, type(classifier).__name__).eval()
-        classes = probe(model, model.called, shape, device=device).shape[1]
+        classes = probe(model, model.called, shape, device=device)[0].shape[1]
         names = names_given(model, model.called, classes) or [str(i) for i in range(max(classes, 2))]
         return model, names, classes
     if not isinstance(classifier, (str, Path)):

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import image_generators, make_folder, pick_device, randn
+from ..functions import check_unchanged
 from ..guidance.gradients import collect, cosine_in_random_order, measure
 from ..guidance.objectives import OBJECTIVES
 from ..guidance.sampling import Guidance, NonFinite, guided_steps
@@ -209,6 +210,7 @@ def computed(tasks, engine, cache):
     total = sum(len(images) * spec.calls for _, spec, images in tasks)
     with tqdm(total=total, desc=tasks[0][0], unit="image-step", unit_scale=True) as bar:
         for (label, spec, images), tensors in engine.compute(tasks, bar):
+            check_unchanged(spec.code)
             path = chunk_path(spec, images, cache)
             write_chunk(path, tensors, spec)
             yield path, tensors

@@ -18,6 +18,7 @@ import torch
 
 from ..core import SEEDS, UserError, choose, renewed_streams, shown
 from ..data.classes import listing, parse_target, same_classes
+from ..functions import code_of
 from ..guidance.objectives import OBJECTIVES
 from ..guidance.samplers import DDIM, HalfPrecision, MeanShift, Spherical
 from ..guidance.sampling import WHERE, Ancestral, Guidance, Interval
@@ -50,9 +51,8 @@ def check_range(what, value, least, most, why=""):
 def check_images(count, shape):
     "`UserError` for a number of images that no run can have; `shape` (C, H, W) is that of an image."
     gigabytes = count * torch.Size(shape).numel() / 1e9
-    check_range(
-        "images were", count, 1, MOST_IMAGES, f" (these would take {gigabytes:,.0f} GB)" if count > MOST_IMAGES else ""
-    )
+    why = f" (these would take {gigabytes:,.0f} GB)" if count > MOST_IMAGES else ""
+    check_range("images were", count, 1, MOST_IMAGES, why)
 
 # %% ../../nbs/4_runs/01_specs.ipynb #ee48db65
 def parse_interval(interval):
@@ -62,10 +62,8 @@ def parse_interval(interval):
         first, last = (number("time step", t, int) for t in pair)
         if first >= last >= 0: return first, last
     except (TypeError, ValueError): pass
-    raise UserError(
-        f"the guidance interval is {shown(interval)}; give the first and the last guided time step, as in 300-100 "
-        "(sampling runs from T to 0)."
-    )
+    raise UserError(f"the guidance interval is {shown(interval)}; give the first and the last guided time step, as in "
+                    "300-100 (sampling runs from T to 0).")
 
 # %% ../../nbs/4_runs/01_specs.ipynb #2c4120f7
 PROBE = 1e-6                         # the scale of a setting whose scale is not known yet
@@ -173,10 +171,7 @@ def check_numbers(spec):
     check_images(spec.count, spec.shape)
     if not 0 <= spec.seed < SEEDS:
         raise UserError(f"seed {shown(spec.seed)} was given; give a whole number from 0 to 2**63 - 1.")
-    if not 1 <= spec.steps <= spec.diffusion.T:
-        raise UserError(
-            f"{shown(spec.steps)} sampling steps were asked for; choose between 1 and T = {spec.diffusion.T}."
-        )
+    spec.diffusion.timesteps(spec.steps)
     check_range("visits of each step were", spec.repeats, 1, MOST_VISITS)
     check_range("candidates for each image were", spec.candidates, 1, MOST_VISITS)
 
@@ -216,6 +211,7 @@ def key_of(spec):
     models = {k: [card["sha256"], card["config"], card.get("diffusion")] for k, card in spec.cards.items()}
     fields = asdict(spec) | models | {"clip": spec.diffusion.clip, "format": 2}
     if own := stabilizer_digest(spec.stabilizer): fields["stabilizer"] = own
+    if spec.code: fields["code"] = sorted(spec.code.values())
     if renewed_streams(spec.seed): fields["streams"] = 2
     if spec.candidates > 1 or spec.objective == "multilabel": fields["answers"] = 2
     for name in ["count", *(k for k, old in ADDED.items() if fields[k] == old)]: del fields[name]
@@ -241,6 +237,11 @@ class RunSpec(Composed):
         check_logits(self)
         self._set({"target": parse_target(self.target, class_names(classifier_card(self.classifier, self.shape)))})
         if self.start == "matched": start_card(self.denoiser)
+
+    @cached_property
+    def code(self):
+        "The code of the functions of yours among its parts, as it is when the key is first asked for; see `code_of`."
+        return code_of(self.classifier, self.judge, self.robust, self.stabilizer)
 
     def _set(self, values):
         for name, value in values.items(): object.__setattr__(self, name, value)

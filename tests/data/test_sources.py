@@ -43,10 +43,8 @@ def mine(tmp_path):
     "A data set whose batches are an expression of x and y."
     def make(returned):
         (tmp_path / "mine.py").write_text(OWN.replace("...", returned), encoding="utf-8")
-        open_data.cache_clear()
         return open_data(f"{tmp_path}/mine.py:Mine", 16)
-    yield make
-    open_data.cache_clear()
+    return make
 
 
 @pytest.mark.parametrize("returned", FAULTS)

@@ -9,10 +9,11 @@ from torch import nn
 from gradcheck.core import UserError, image_generators, randn
 from gradcheck.guidance.sampling import WHERE, Guidance, guided_steps
 from gradcheck.guidance.stabilizers import Adam, Stabilizer, guarded, make_stabilizer
+from gradcheck.models import own
 from gradcheck.models.catalogue import classifier_card, open_classifier
 from gradcheck.models.ddpm import DDPM
 from gradcheck.models.networks import freeze
-from gradcheck.models.own import built_classifier, function_card
+from gradcheck.models.own import function_card
 
 HEAD = "import torch\nfrom torch import nn\nimport torch.nn.functional as F\n\n"
 BODY = "nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)"
@@ -332,7 +333,7 @@ def test_what_a_classifier_has_read_is_part_of_it(written, tmp_path, what):
     digests = []
     for temperature in ("1.0", "0.5", "1.0"):
         (tmp_path / "t.txt").write_text(temperature, encoding="utf-8")
-        built_classifier.cache_clear()
-        function_card.cache_clear()
+        own._built.cache_clear()
+        own._card.cache_clear()
         digests.append(function_card(name, (3, 16, 16))["sha256"])
     assert digests[0] == digests[2] != digests[1]
