@@ -97,11 +97,11 @@ def say_notes(denoiser, precision="float32", device="auto"):
 
 def save_curve(result, label, title, out):
     "The cosines of a run as cosine.csv and, where there are any, as cosine.png; a sentence if there are none."
-    from gradcheck.paper.plots import cosine_table, figure_bytes, plot_cosines
+    from gradcheck.paper.plots import cosine_table, cosines_png
     table = cosine_table({label: result})
     write_text(out / "cosine.csv", table.to_csv(index=False))
     if table["mean"].notna().any():
-        write_bytes(out / "cosine.png", figure_bytes(plot_cosines(table, {label: "blue"}, title), "png"))
+        write_bytes(out / "cosine.png", cosines_png(table, {label: "blue"}, title))
         return ""
     (out / "cosine.png").unlink(missing_ok=True)                        # of a run before
     return "no curve, since no two successive steps have a gradient; "

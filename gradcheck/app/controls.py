@@ -14,7 +14,7 @@ import ipywidgets as widgets
 
 from .display import HTML
 from .trajectories import INPUTS, shown
-from ..core import UserError
+from ..core import UserError, described
 from ..guidance.stabilizers import STABILIZERS
 from ..guidance.ways import MEANS
 from ..models.catalogue import class_names, classifier_card
@@ -109,7 +109,10 @@ def where_menu():
     return control(widgets.Dropdown, "where", "what the classifier sees", options=places)
 
 def stabilizer_menu(own):
-    "The stabilizers, and those of your `own` (`FILE.py:CLASS`) by the names of their classes."
+    "The stabilizers, and those of your `own` (`FILE.py:CLASS`) by the names of their classes; `UserError` for others."
+    if not isinstance(own, (list, tuple)) or not all(isinstance(name, str) for name in own):
+        raise UserError(f"the stabilizers are {described(own)}; give a list of names, each FILE.py:CLASS or "
+                        "MODULE:CLASS.")
     names = [*STABILIZERS, *own]
     labels = told_apart([name.rpartition(":")[2] for name in names])
     return control(widgets.Dropdown, "stabilizer", options=list(zip(labels, names)))

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..base import read_json
-from ..core import UserError, write_bytes
+from ..core import UserError, pick_device, write_bytes
 from ..kinds import FLAG, NOTHING, any_of, either, listed, real, whole
 from .autoencoder import Autoencoder
 from .cards import card_digest, check_card, resolve
@@ -170,7 +170,9 @@ def read_tensors(path, card):
 def load_weights(name, architecture=None, device="cpu"):
     """A frozen model from bundled weights (`"laptop/ddpm"`) or a .safetensors file with its card.
 
-    Raises `UserError` if the file is missing, damaged (SHA-256), of another architecture, or does not fit its card."""
+    Raises `UserError` if the file is missing, damaged (SHA-256), of another architecture, or does not fit its card; for
+    a device that is none, as `pick_device`."""
+    device = pick_device(device)
     path = resolve(name)
     card = read_card(name, architecture)
     try:

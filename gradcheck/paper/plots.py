@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'MARKERS', 'STYLE', 'ALIKE', 'BY_ENERGY', 'LARGEST', 'as_label', 'cosine_table', 'means_table',
            'means_in_words', 'draw_curve', 'is_faint', 'draw_means', 'plot_cosines', 'smaller', 'figure_bytes',
-           'committed', 'coloured', 'notebook_text']
+           'cosines_png', 'committed', 'coloured', 'notebook_text']
 
 # %% ../../nbs/5_paper/09_plots.ipynb #70cd7758
 import base64
@@ -163,6 +163,14 @@ def figure_bytes(fig, suffix, dpi=200, colours=256):
     buffer = io.BytesIO()
     with rc_context(STYLE): fig.savefig(buffer, format=suffix, dpi=dpi)
     return smaller(buffer.getvalue(), colours) if suffix == "png" else buffer.getvalue()
+
+def cosines_png(table, colors, title):
+    "`plot_cosines` as the bytes of a PNG file, drawn without a window, whatever a module of yours asked for."
+    from matplotlib import pyplot as plt                                   # slow to import
+    plt.switch_backend("agg")
+    fig = plot_cosines(table, colors, title)
+    try: return figure_bytes(fig, "png")
+    finally: plt.close(fig)
 
 # %% ../../nbs/5_paper/09_plots.ipynb #1254c4ec
 LARGEST = 400_000      # bytes of a notebook

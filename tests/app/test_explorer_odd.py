@@ -153,6 +153,9 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         (dict(classifier="laptop/robust"), "both a denoiser and a classifier"),
         (dict(device="tpu"), "tpu"),
         (dict(denoiser="laptop/ddpm", classifier="nowhere.py:make"), "nowhere.py"),
+        (dict(stabilizers="mine.py:Mine"), "give a list of names"),
+        (dict(stabilizers=None), "give a list of names"),
+        (dict(stabilizers=[int]), "give a list of names"),
     ],
 )
 def test_what_cannot_start_says_why_in_its_place(wrong, said):

@@ -20,6 +20,7 @@ from gradcheck.guidance.sampling import (
     smoothed,
 )
 from gradcheck.guidance.ways import in_cone, monte_carlo
+from gradcheck.models.checkpoints import load_denoiser
 from gradcheck.models.ddpm import DDPM
 from gradcheck.pictures import image_grid, images_to_uint8, save_png, uint8_to_images
 from gradcheck.runs.specs import RunSpec
@@ -209,3 +210,21 @@ def test_pictures_of_something_else(make, sentence, tmp_path):
 
 def test_a_sampler_made_by_its_class_is_taken():
     assert torch.equal(sampled(sampler=Ancestral()), sampled())
+
+
+def test_curves_are_drawn_without_a_window():
+    "Whatever a module of yours asked matplotlib for; and no figure stays open."
+    import pandas as pd
+    from matplotlib import pyplot as plt
+
+    from gradcheck.paper.plots import cosines_png
+    before = plt.get_fignums()
+    plt.switch_backend("svg")
+    table = pd.DataFrame({"curve": ["run"] * 3, "t": [2, 1, 0], "mean": [NAN, 0.5, 0.6], "std": 0.1, "nothing": 0.0})
+    assert cosines_png(table, {"run": "blue"}, "three steps").startswith(b"\x89PNG")
+    assert plt.get_backend() == "agg" and plt.get_fignums() == before
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:1", 0])
+def test_weights_are_loaded_onto_a_device_that_is_there(device):
+    with pytest.raises(UserError, match="device"): load_denoiser("laptop/ddpm", device)
