@@ -18,7 +18,7 @@ from ..core import UserError, located, project_root, write_bytes
 from ..kinds import Kind, listed
 from .figures import FIGURES
 from ..runs.records import HERE, against, images_of, in_brief, machine_of, models_of, read_claims
-from ..runs.records import read_numbers, read_sidecar, setting_of
+from ..runs.records import other_models, read_numbers, read_sidecar, setting_of, usual_digests
 from ..runs.verdicts import ABSENT, claim_lines, compared_claims
 
 # %% ../../nbs/5_paper/13_compare.ipynb #76c8624a
@@ -31,7 +31,7 @@ class Made:
 def made_in(results):
     """figure -> `Made`, of a results folder.
 
-    `UserError` for one that is not there, holds no figure or a half-written one, or mixes settings."""
+    `UserError` for one that is not there, holds no figure or a half-written one, or mixes settings or models."""
     folder = located(results)
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(results)!r}; make one with gradcheck reproduce, or name another.")
@@ -43,6 +43,11 @@ def made_in(results):
     if len(settings) > 1:
         mixed = "; ".join(f"{figure}: {in_brief(setting)}" for setting, figure in settings.items())
         raise UserError(f"{str(results)!r} mixes settings ({mixed}); keep each in a folder of its own.")
+    usual = usual_digests([m.sidecar for m in made.values()])
+    for figure, m in made.items():
+        if differ := other_models(m.sidecar, usual):
+            raise UserError(f"{str(results)!r} mixes models ({figure} was made by {differ}); make {figure} again, "
+                            "or keep each in a folder of its own.")
     return made
 
 # %% ../../nbs/5_paper/13_compare.ipynb #49f7de89

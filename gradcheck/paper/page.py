@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'MOST_PIXELS', 'MOST_BYTES', 'FILES', 'COUNTED', 'PACKAGE_FILES', 'TEMPLATES', 'claims_text', 'described',
-           'webp', 'inline', 'picture_of', 'table_of', 'entry', 'shown', 'entries_of', 'without_surrogates',
-           'claims_of', 'counted', 'summary', 'markdown', 'headline_of', 'page_html', 'write_page']
+           'webp', 'inline', 'picture_of', 'table_of', 'entry', 'shown', 'usual_among', 'entries_of',
+           'without_surrogates', 'claims_of', 'counted', 'summary', 'markdown', 'headline_of', 'page_html',
+           'write_page']
 
 # %% ../../nbs/5_paper/12_page.ipynb #73c0ca06
 import base64
@@ -21,7 +22,7 @@ from .figures import FIGURES
 from .quirks import PROTOCOL_NAMES, READER
 from ..runs.chunks import derived_bytes, file_digest
 from ..runs.records import in_brief, interval, read_claims, read_numbers, read_sidecar, read_whole
-from ..runs.records import setting_of
+from ..runs.records import other_models, setting_of, usual_digests
 
 # %% ../../nbs/5_paper/12_page.ipynb #594b61fb
 def claims_text(claims):
@@ -129,19 +130,29 @@ def shown(folder, figure):
         why = f"{type(e).__name__}: {str(e)[:80]}"
         raise UserError(f"what lies beside it cannot be shown ({why}); make {figure} again.") from None
 
-def entries_of(folder):
-    "(entries, sentences): the figures in `folder` that can be shown together, and why the others cannot."
+def usual_among(entries):
+    "The setting that most of some entries have; () of none."
+    common = Counter(setting_of(e) for e in entries).most_common(1)
+    return common[0][0] if common else ()
+
+def entries_of(folder, asked=()):
+    """(entries, sentences): the figures in `folder` that can be shown together, and why the others cannot. The figures
+    that were `asked` for say the setting and the models, or most of all where none was."""
     entries, left_out = [], []
     for figure in FIGURES:
         if not any((folder / f"{figure}.{e}").exists() for e in ("json", "png")): continue
         try: entries.append(shown(folder, figure))
         except UserError as e: left_out.append(f"{figure}: {e}")
-    common = Counter(setting_of(e) for e in entries).most_common(1)
-    usual = common[0][0] if common else ()
-    for e in (e for e in entries if setting_of(e) != usual):
-        settings = f"{in_brief(setting_of(e))}, not {in_brief(usual)}"
-        left_out.append(f"{e['figure']}: it was made under another setting ({settings}).")
-    return [e for e in entries if setting_of(e) == usual], [without_surrogates(s) for s in left_out]
+    lead = [e for e in entries if e["figure"] in asked] or entries
+    usual = usual_among(lead)
+    alike = [e for e in entries if setting_of(e) == usual]
+    models = usual_digests(alike) | usual_digests([e for e in lead if e in alike])
+    together = [e for e in alike if not other_models(e, models)]
+    for e in (e for e in entries if e not in together):
+        why = f"by other models ({other_models(e, models)})"
+        if e not in alike: why = f"under another setting ({in_brief(setting_of(e))}, not {in_brief(usual)})"
+        left_out.append(f"{e['figure']}: it was made {why}.")
+    return together, [without_surrogates(s) for s in left_out]
 
 # %% ../../nbs/5_paper/12_page.ipynb #f5f4622f
 def without_surrogates(text): return text.encode("utf-8", "replace").decode()
@@ -206,11 +217,12 @@ def page_html(name, entries, claims, left_out, headline=()):
     )
 
 # %% ../../nbs/5_paper/12_page.ipynb #2a4064d0
-def write_page(folder, report=lambda sentence: None):
+def write_page(folder, report=lambda sentence: None, asked=()):
     """Write index.html over all figures whose sidecar and picture lie in `folder`; returns its path.
 
-    `report` gets a sentence for each that is left out; they stand on the page too."""
-    entries, left_out = entries_of(folder)
+    Those of another setting or by other models than the figures `asked` for are left out; `report` gets a sentence for
+    each that is, and these stand on the page too."""
+    entries, left_out = entries_of(folder, asked)
     there = {e["figure"] for e in entries}                      # of this setting, that is
     tables = {}
     for figure, read in (("claims", claims_of), ("study", headline_of)):

@@ -223,7 +223,7 @@ def without_papermill(figures, p, changes, engine, report):
 def concluded(figures, folder, setting, reference, in_place, report):
     "Claims, page, notebooks written back and the comparison with the reference, each reported; the page's path."
     if "claims" in figures: report("\n" + claims_text(read_claims(folder / "claims.csv")))
-    page = write_page(folder, report)
+    page = write_page(folder, report, figures)
     report(f"page: {page}")
     if in_place:
         write_back(figures, folder)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'RESTORE', 'SPEC_PARAMETERS', 'PRESET_PARAMETERS', 'git', 'installed', 'processor', 'provenance',
-           'sidecar_of', 'model_digests', 'names_set_in', 'refuse_unknown', 'check_parameters', 'uncalibrated',
-           'figure_runs', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
+           'sidecar_of', 'model_digests', 'run_digests', 'own_data_digest', 'names_set_in', 'refuse_unknown',
+           'check_parameters', 'uncalibrated', 'figure_runs', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
 import ast
@@ -22,6 +22,9 @@ import torch
 
 from ..base import read_json
 from ..core import UserError, choose, pick_device, project_root, write_bytes
+from ..data.sources import data_digest
+from ..functions import source_digest
+from ..guidance.stabilizers import stabilizer_digest
 from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
 from .plots import figure_bytes
@@ -72,7 +75,9 @@ def sidecar_of(name, preset, specs, parameters, seconds, **chosen):
     """What stands beside a figure, as a dict: caption, source, parameters, what differs from the defaults, runs,
     machine."""
     known = FIGURES[name]
-    runs = {label: asdict(spec) | {"T": spec.diffusion.T, "digests": spec.digests} for label, spec in specs.items()}
+    runs = {
+        label: asdict(spec) | {"T": spec.diffusion.T, "digests": run_digests(spec)} for label, spec in specs.items()
+    }
     return dict(
         figure=name,
         caption=in_words(known.caption, preset),
@@ -82,6 +87,7 @@ def sidecar_of(name, preset, specs, parameters, seconds, **chosen):
         setting=setting_of(parameters),
         chosen=chosen,
         models=model_digests(preset),
+        data=own_data_digest(preset.data, preset.shape[1]) if known.data else {},
         runs=runs,
         seconds=round(seconds, 1),
         **provenance(),
@@ -94,6 +100,16 @@ def model_digests(preset):
     judge = [preset.judge] if preset.judge else []
     cards |= {name: classifier_card(name, preset.shape) for name in (*preset.classifiers.values(), *judge)}
     return {str(name): card["sha256"][:16] for name, card in cards.items()}
+
+def run_digests(spec):
+    "role -> digest of what a run is made by, a stabilizer of one's own among it."
+    own = stabilizer_digest(spec.stabilizer)
+    return spec.digests | ({"stabilizer": own} if own else {})
+
+def own_data_digest(name, size):
+    "name -> digest of a data set of one's own, of images `size` x `size`; nothing for none."
+    known = data_digest(name, size)
+    return {} if known == name else {name: (known or source_digest(name))[:16]}
 
 # %% ../../nbs/5_paper/10_saved.ipynb #37d1c353
 PARAMETERS = ("preset", "seed", "out", "target", "scale", "steps", "count", "image", "images", "mode", "objective",

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['LARGEST', 'FIELDS', 'RUN_FIELDS', 'VERDICTS', 'EFFECT', 'CLAIM_COLUMNS', 'ROLES_OF_A_RUN', 'USUAL', 'NO_SETTING',
            'TOLERANCE', 'SHARES', 'SPREADS', 'KEYS', 'HERE', 'read_whole', 'read_sidecar', 'read_numbers',
-           'read_claims', 'models_of', 'machine_of', 'images_of', 'setting_of', 'in_brief', 'is_spread', 'spread_of',
-           'bounds', 'interval', 'keyed', 'matched', 'outside', 'same', 'against']
+           'read_claims', 'parts_of', 'models_of', 'machine_of', 'images_of', 'setting_of', 'in_brief', 'digests_of',
+           'usual_digests', 'other_models', 'is_spread', 'spread_of', 'bounds', 'interval', 'keyed', 'matched',
+           'outside', 'same', 'against']
 
 # %% ../../nbs/4_runs/09_records.ipynb #44134168
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -90,15 +92,15 @@ def read_claims(path):
     return table.assign(**{c: table[c].astype(object).where(table[c].notna(), "") for c in words})
 
 # %% ../../nbs/4_runs/09_records.ipynb #0e6cac33
-ROLES_OF_A_RUN = ("denoiser", "classifier", "judge", "start", "robust")
+ROLES_OF_A_RUN = ("denoiser", "classifier", "judge", "start", "robust", "stabilizer")
 
-def models_of(sidecar):
-    "name -> digest of the weights of a figure's runs."
-    models = {}
+def parts_of(sidecar):
+    "(role, run, digest) of the weights of a figure's runs, and of stabilizers of one's own."
     for run in sidecar["runs"].values():
         digests = run.get("digests") or {}
-        models |= {str(run.get(role)): digests[role] for role in ROLES_OF_A_RUN if digests.get(role)}
-    return models
+        yield from ((role, run, str(digests[role])) for role in ROLES_OF_A_RUN if digests.get(role))
+
+def models_of(sidecar): return {str(run.get(role)): digest for role, run, digest in parts_of(sidecar)}
 
 def machine_of(sidecar):
     "CPU, instruction set, torch and device of a figure, in words."
@@ -134,6 +136,26 @@ def in_brief(setting):
     "A setting in words: laptop, seed 1."
     others = [f"{k} {v}" for k, v in setting if k != "preset"]
     return ", ".join([dict(setting)["preset"], *others])
+
+# %% ../../nbs/4_runs/09_records.ipynb #c81e5d40
+def digests_of(sidecar):
+    "name -> the first 16 digits of the digest of what a figure is made by: models, and code or data of one's own."
+    found = {}
+    for known in (sidecar.get("models"), sidecar.get("data")): found |= known if isinstance(known, dict) else {}
+    for role, run, digest in parts_of(sidecar):
+        found[f"the start of {run.get('denoiser')}" if role == "start" else str(run.get(role))] = digest
+    return {str(name): str(digest)[:16] for name, digest in found.items()}
+
+def usual_digests(sidecars):
+    "name -> the digest that most of some figures have of it."
+    pairs = Counter(pair for sidecar in sidecars for pair in digests_of(sidecar).items())
+    return {name: digest for (name, digest), _ in reversed(pairs.most_common())}
+
+def other_models(sidecar, usual):
+    "Which digests of a figure are not the `usual` ones, in words; none is \"\"."
+    mine = digests_of(sidecar)
+    differ = sorted(name for name in mine if usual.get(name, mine[name]) != mine[name])
+    return "; ".join(f"{name}: {mine[name][:12]}, not {usual[name][:12]}" for name in differ)
 
 # %% ../../nbs/4_runs/09_records.ipynb #c06c16c9
 TOLERANCE = 0.05                                                # of the largest value in a column

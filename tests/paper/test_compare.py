@@ -154,7 +154,12 @@ def no_verdicts(folder): plant(folder, "claims", CLAIMS.drop(columns="verdict"))
 def other_columns(folder): plant(folder, "figure_1", pd.DataFrame(dict(a=[1], b=[2])))
 def another_figures(folder): (folder / "claims.json").write_bytes((folder / "figure_1.json").read_bytes())
 def older(folder): plant(folder, "claims", CLAIMS, run={k: v for k, v in RUN.items() if k != "digests"})
-def other_models(folder): plant(folder, "claims", CLAIMS, run=RUN | dict(digests=DIGESTS | dict(classifier="e" * 64)))
+OTHERS = RUN | dict(digests=DIGESTS | dict(classifier="e" * 64))
+def other_models(folder):
+    for figure, table in (("figure_1", CURVES), ("claims", CLAIMS)): plant(folder, figure, table, run=OTHERS)
+
+
+def mixed_models(folder): plant(folder, "claims", CLAIMS, run=OTHERS)
 def mixed(folder): plant(folder, "claims", CLAIMS, setting=dict(target=2))
 def other_setting(folder):
     for figure, table in (("figure_1", CURVES), ("claims", CLAIMS)): plant(folder, figure, table, setting=dict(seed=1))
@@ -166,6 +171,7 @@ def other_setting(folder):
     (no_csv, "is missing"), (no_sidecar, "is missing"), (no_verdicts, "has no column verdict"),
     (other_columns, "another version"), (another_figures, "is of 'figure_1'"), (older, "does not name"),
     (other_models, "other models (laptop/nonrobust: eeeeeeeeeeee, in the reference cccccccccccc)"),
+    (mixed_models, "mixes models (claims was made by laptop/nonrobust: eeeeeeeeeeee, not cccccccccccc); make claims"),
     (mixed, "mixes settings"), (other_setting, "under laptop, seed 1, its reference under laptop"),
 ])
 def test_what_cannot_be_compared_is_one_sentence(results, reference, damage, said):
@@ -176,7 +182,7 @@ def test_what_cannot_be_compared_is_one_sentence(results, reference, damage, sai
     assert contents(results) | contents(reference) == before
 
 
-@pytest.mark.parametrize("damage", [torn, empty, no_csv, mixed])
+@pytest.mark.parametrize("damage", [torn, empty, no_csv, mixed, mixed_models])
 def test_a_reference_is_not_written_from_half_a_folder(results, reference, damage):
     before = contents(reference)
     damage(results)

@@ -18,8 +18,10 @@ from gradcheck.core import UserError
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.settings import in_mode, preset_for, spec_for
 from gradcheck.paper.quirks import DEFAULT_MODE, parse_mode
+from gradcheck.paper.saved import sidecar_of
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.data.images import ImageFolder
+from gradcheck.runs.records import digests_of
 from gradcheck.runs.specs import PROBE
 from gradcheck.data.sources import open_data
 from gradcheck.core import seeded
@@ -250,3 +252,25 @@ def test_folders_and_names_that_are_no_data(tmp_path):
         ("celeba:/nowhere:Male", "get list_attr_celeba"),
     ):
         with pytest.raises(UserError, match=message): open_data(name)
+
+
+STABILIZER = "from gradcheck.guidance.stabilizers import Stabilizer\nclass S(Stabilizer): pass\n"
+
+
+def test_a_sidecar_tells_code_and_pictures_of_ones_own_apart_under_the_same_names(mine):
+    name, pictures = f"{mine}/s.py:S", str(mine / "pictures")
+    (mine / "s.py").write_text(STABILIZER)
+
+    def told():
+        p = preset_for("smoke", stabilizer=name, denoiser=str(mine / "pipeline"), classifier=f"{mine}/mine.py:make",
+                       data=pictures)
+        specs = figure_specs("table_1", p, scales=lambda spec, energies: [spec.scale for _ in energies])
+        return digests_of(sidecar_of("table_1", p, specs, dict(preset="smoke"), 1.0))
+
+    before = told()
+    assert {name, pictures, str(mine / "pipeline"), f"{mine}/mine.py:make"} <= before.keys()
+    (mine / "s.py").write_text(STABILIZER + "A = 2\n")
+    (mine / "pictures" / "red" / "0.png").write_bytes((mine / "pictures" / "red" / "1.png").read_bytes())
+    after = told()
+    assert {known for known in before if before[known] != after[known]} == {name, pictures}
+    assert "sportballs" not in digests_of(sidecar_of("table_1", get_preset("smoke"), {}, dict(preset="smoke"), 1.0))

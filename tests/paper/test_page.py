@@ -41,10 +41,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def page_of(folder):
+def page_of(folder, *asked):
     "(text, sentences): the page as it is written, and what was left out."
     said = []
-    return write_page(folder, said.append).read_text(encoding="utf-8"), said
+    return write_page(folder, said.append, *asked).read_text(encoding="utf-8"), said
 
 
 def test_a_whole_folder_is_shown_whole_with_the_claims_first(folder):
@@ -122,6 +122,46 @@ def test_two_settings_never_stand_on_one_page(folder, other):
     plant(folder, "claims", **other)
     text, said = page_of(folder)
     assert "Do the paper's claims hold?</h2>" not in text and len(said) == 2
+
+
+def named(classifier, start="s"):
+    "A figure's own words on its models: all of its preset, and those of its runs."
+    run = RUN | dict(denoiser="d", classifier="mine.py:make", stabilizer="mine.py:S", start="matched")
+    return dict(models={"mine.py:make": classifier * 16},
+                runs={"a": run | dict(digests=dict(classifier=classifier * 64, start=start * 64))})
+
+
+def test_figures_by_other_models_never_stand_on_one_page_and_those_asked_for_stay(folder):
+    for figure in ("figure_1", "figure_2", "claims"): plant(folder, figure, **named("a"))
+    plant(folder, "figure_3", **named("b"))                                    # made last, after an edit of mine.py
+    text, said = page_of(folder)
+    differ = "mine.py:make: {0}, not {1}".format("b" * 12, "a" * 12)
+    assert said == [f"left out of the page: figure_3: it was made by other models ({differ})."]
+    assert 'id="figure_3"' not in text and 'id="figure_1"' in text
+    text, said = page_of(folder, ["figure_3"])
+    assert len(said) == 3 and all("by other models" in sentence for sentence in said)
+    assert 'id="figure_3"' in text and 'id="figure_1"' not in text and "Do the paper's claims hold?</h2>" not in text
+
+
+@pytest.mark.parametrize("role, name", [("start", "the start of d"), ("stabilizer", "mine.py:S")])
+def test_each_role_of_a_run_tells_models_apart(folder, role, name):
+    for figure, digest in (("figure_1", "a"), ("figure_2", "b")):
+        known = named("c")
+        known["runs"]["a"]["digests"][role] = digest * 64
+        plant(folder, figure, **known)
+    _, said = page_of(folder, ["figure_2"])
+    assert len(said) == 1 and f"figure_1: it was made by other models ({name}: {'a' * 12}, not {'b' * 12})" in said[0]
+
+
+def test_a_sidecar_that_lacks_a_digest_is_shown_beside_one_that_has_it(folder):
+    plant(folder, "figure_2", **named("a"), data={"pictures": "e" * 16})
+    assert page_of(folder)[1] == []
+
+
+def test_the_page_follows_the_setting_that_was_asked_for(folder):
+    plant(folder, "figure_2", setting=dict(target=2))
+    text, said = page_of(folder, ["figure_2"])
+    assert len(said) == 3 and 'id="figure_2"' in text and 'id="figure_1"' not in text
 
 
 def test_a_table_that_this_project_wrote_is_shown_and_no_other(folder):
