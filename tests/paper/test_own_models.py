@@ -274,3 +274,11 @@ def test_a_sidecar_tells_code_and_pictures_of_ones_own_apart_under_the_same_name
     after = told()
     assert {known for known in before if before[known] != after[known]} == {name, pictures}
     assert "sportballs" not in digests_of(sidecar_of("table_1", get_preset("smoke"), {}, dict(preset="smoke"), 1.0))
+
+
+def test_one_class_in_two_files_has_two_folders(tmp_path):
+    for file in ("a.py", "b.py"): (tmp_path / file).write_text(STABILIZER)
+    a, b = (preset_for("smoke", stabilizer=f"{tmp_path}/{file}:S").name for file in ("a.py", "b.py"))
+    assert a != b and a.startswith("smoke-S-") and preset_for("smoke", stabilizer=f"{tmp_path}/a.py:S").name == a
+    assert len({preset_for("smoke", stabilizer=name).name for name in ("adam", "adam_corrected", "ema")}) == 3
+    assert preset_for("smoke", stabilizer="ema").name == "smoke-ema"

@@ -1,4 +1,5 @@
 """Runs on the bundled weights: what they depend on, what survives a kill, what is done with a damaged cache."""
+import re
 import signal
 import sys
 import time
@@ -266,7 +267,7 @@ def test_a_stabilizer_of_ones_own(tmp_path):
     with pytest.raises(UserError, match="is a Half; give an object with __call__"): RunSpec(stabilizer=f"{file}:Half")
     p = preset_for("laptop", stabilizer=f"{file}:Mine")
     assert (
-        p.name == "laptop-Mine"
+        re.fullmatch("laptop-Mine-[0-9a-f]{6}", p.name)
         and p.scales is None
         and "Mine" in figure_specs("figure_2", p, scales=nominal)
         and "x̂₀-prediction + Mine" in figure_specs("figure_3", p, scales=nominal)
