@@ -117,6 +117,12 @@ class Blocks:
     def __len__(self): return -(-len(self.files) // self.length)
     def picture(self, index): return self[index // self.length][index % self.length]
 
+    @property
+    def content(self):
+        "A digest of what the files hold that the blocks were made from; it stands beside them, and nothing is read."
+        notes = [read_note(self.path(k)) for k in range(len(self))]
+        return hashlib.sha256(_text(str(note.get("content")) for note in notes)).hexdigest()
+
     def __getitem__(self, k):
         "Block k, uint8 (N, size, size, 3)."
         if k not in self.maps:

@@ -134,7 +134,7 @@ class Faces(Prepared):
     @property
     def identity(self):
         "What tells this data set from others, for JSON."
-        return dict(attribute=self.attribute, size=self.canvas, images=len(self))
+        return dict(attribute=self.attribute, size=self.canvas, images=len(self), pictures=self.pictures)
 
     @property
     def label_names(self): return (f"not {self.attribute}", self.attribute)

@@ -94,6 +94,13 @@ class Prepared(ImageData):
         "The images `indices`, classes mixed."
         return indices[mixed_order(self.targets[indices], [self.files[k] for k in indices])]
 
+    @property
+    def pictures(self):
+        "A digest of what the pictures hold, of their labels, and of which of them belong to this part in which order."
+        indices = np.asarray(self.indices, np.int64)
+        numbers = np.stack([indices, self.targets[indices]]).astype("<i8")
+        return hashlib.sha256(self.blocks.content.encode() + numbers.tobytes()).hexdigest()[:16]
+
 # %% ../../nbs/1_data/01_images.ipynb #def0e07f
 class Seen(ImageData):
     "Another `ImageData`, `data`, seen in another way."
@@ -187,4 +194,7 @@ class ImageFolder(Prepared):
     def held_out(self): return self.part(self.in_mixed_order(np.flatnonzero(self.held)))
 
     @property
-    def identity(self): return dict(classes=list(self.label_names), size=self.canvas, images=len(self))
+    def identity(self):
+        "What tells this data set from others, for JSON."
+        named = dict(classes=list(self.label_names), size=self.canvas, images=len(self))
+        return named | dict(pictures=self.pictures)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUTOENCODER', 'SMALL_AUTOENCODER', 'FIT_IMAGES', 'FIT_VALUES', 'HELD_OUT', 'altered', 'recipe_of', 'training_task',
            'fit_start', 'training_card', 'sample_grid', 'seconds_per_step', 'shortened', 'kept', 'begun_recipe',
-           'recipe_within', 'save_start', 'train']
+           'recipe_within', 'save_start', 'said_before', 'train']
 
 # %% ../../nbs/5_paper/15_train.ipynb #093cf02c
 import time
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ..base import alone
+from ..base import alone, read_json
 from ..core import UserError, choose, image_generators, make_folder, seeded
 from ..guidance.sampling import UNGUIDED, sample
 from ..models.autoencoder import Autoencoder, reconstruction_error, reconstruction_loss
@@ -171,6 +171,14 @@ def save_start(data, out, card):
     told = {k: card[k] for k in ("command", "data")} | dict(kind="start", images=FIT_IMAGES)
     return save_weights(fit_start(data), Path(out) / "start.safetensors", told)["sha256"]
 
+# %% ../../nbs/5_paper/15_train.ipynb #a7d213fe
+def said_before(trainer, what):
+    "What the card of a training that is at its end says of how it was made, a dict; empty while there is more to do."
+    if trainer.step < trainer.recipe.steps: return {}
+    try: card = read_json(trainer.out / f"{what}.json", "the card")
+    except UserError: return {}
+    return {k: card[k] for k in ("command", "data") if k in card}
+
 # %% ../../nbs/5_paper/15_train.ipynb #fc2541e8
 def train(
     what,
@@ -211,7 +219,8 @@ def train(
             on_checkpoint=sample_grid if what == "ddpm" else None,
             identity=identity | data.identity,
         )
+        before = said_before(trainer, what)
         model = trainer.run().cpu()
-        card = training_card(trainer, model, what, data) | identity | dict(command=command)
+        card = training_card(trainer, model, what, data) | identity | dict(command=command) | before
         if what == "ddpm": card |= dict(start=save_start(data, out, card))
         return save_weights(model, Path(out) / f"{what}.safetensors", card, largest=largest or 2**40)

@@ -166,7 +166,7 @@ def test_train_on_it(what, root, tmp_path, monkeypatch, capsys):
     card = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
     assert (
         card["classes"] == ["not Male", "Male"]
-        and card["data"] == dict(attribute="Male", size=64, images=15)
+        and card["data"] == dict(attribute="Male", size=64, images=15, pictures=CelebA(root).identity["pictures"])
         and card["steps"] == 4
     )
     assert (tmp_path / "out" / "start.safetensors").is_file() == (name == "ddpm")
@@ -198,3 +198,12 @@ def test_bad_options_are_one_sentence(args, message, tmp_path, monkeypatch, caps
 )
 def test_bad_choices(root, change, message):
     with pytest.raises(UserError, match=message): read(root, **change)
+
+
+def test_the_identity_is_what_the_pictures_hold_and_mean(root):
+    before = read(root).identity
+    assert read(root, attribute="Attribute_1").identity["pictures"] != before["pictures"] == read(root).identity["pictures"]
+    folder = root / "img_align_celeba"
+    (folder / "000001.jpg").write_bytes((folder / "000002.jpg").read_bytes())
+    after = read(root).identity
+    assert {k for k in before if before[k] != after[k]} == {"pictures"}

@@ -144,3 +144,15 @@ def test_a_folder_of_the_project_is_found_from_a_folder_below(root, monkeypatch)
     monkeypatch.delenv("GRADCHECK_CACHE")
     open_data("root", 8).batch([0])
     assert (root.parent / "data" / "cache").is_dir() and not (root.parent / "nbs" / "figures" / "data").exists()
+
+
+def test_the_identity_of_a_folder_is_what_its_files_hold_wherever_they_lie(root):
+    before, elsewhere = ImageFolder(root, 8), root.parent / "elsewhere"
+    shutil.copytree(root, elsewhere)
+    assert ImageFolder(elsewhere, 8).identity == before.identity                  # other times, the same pictures
+    for name, other in (("a", "b"), ("b", "a")): os.replace(elsewhere / name / "3.png", root.parent / f"{other}.png")
+    for name in "ab": os.replace(root.parent / f"{name}.png", elsewhere / name / "3.png")
+    swapped = ImageFolder(elsewhere, 8)
+    assert {k for k, v in swapped.identity.items() if v != before.identity[k]} == {"pictures"}
+    assert before.held_out.identity["pictures"] != before.identity["pictures"]
+    assert swapped.part([]).identity["images"] == 0

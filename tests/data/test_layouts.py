@@ -19,7 +19,7 @@ import gradcheck.data.blocks as blocks
 from gradcheck.core import UserError
 from gradcheck.data.celeba import CelebA
 from gradcheck.data.images import ImageData, ImageFolder, Mixed, as_mixed
-from gradcheck.data.sources import open_data
+from gradcheck.data.sources import open_data, own_data
 from gradcheck.data.sportballs import SportBalls, load_sprites
 from gradcheck.pictures import image_grid, images_to_uint8, png, save_png, square
 
@@ -132,7 +132,11 @@ def test_the_first_n_of_a_data_set_of_yours_hold_both(tmp_path):
         images, labels = part.batch(range(100))
         assert 30 < labels.sum() < 70 and torch.equal(images[:, 0, 0, 0].long(), labels)
         assert sorted(int(k) for k in part.indices) == list(range(400))
-    assert (data.canvas, data.label_names, data.identity, len(data)) == (8, ("a", "b"), {"mine": 1}, 400)
+    code = data.identity["code"]
+    told = dict(mine=1, code=code)
+    assert (data.canvas, data.label_names, data.identity, len(data)) == (8, ("a", "b"), told, 400)
+    (tmp_path / "mine.py").write_text(SORTED + "A = 1\n", encoding="utf-8")
+    assert own_data(f"{tmp_path / 'mine.py'}:make").identity["code"] != code
     assert isinstance(data, ImageData) and data[3][1] == data.batch([3])[1][0]
     assert torch.equal(data.part(data.indices[:5]).batch(range(5))[1], data.batch(range(5))[1])
 

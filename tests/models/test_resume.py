@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from gradcheck.base import alone
@@ -142,3 +143,50 @@ def test_the_card_names_the_start(tmp_path, cli, quickly_examined):
     assert cli("train", "ddpm", "--preset", "smoke", "--out", tmp_path)[0] == 0
     start = json.loads((tmp_path / "start.json").read_text(encoding="utf-8"))["sha256"]
     assert json.loads((tmp_path / "ddpm.json").read_text(encoding="utf-8"))["start"] == start
+
+
+@pytest.fixture
+def folders(tmp_path):
+    "Two folders with pictures of the same number and classes, and others in each."
+    for root, shade in (("A", 0), ("B", 100)):
+        for name in ("cat", "dog"):
+            (tmp_path / root / name).mkdir(parents=True)
+            for k in range(12): Image.new("RGB", (64, 64), (shade, 8 * k, 0)).save(tmp_path / root / name / f"{k}.png")
+    return tmp_path
+
+
+def trained_on(cli, folders, root, *more):
+    "What `gradcheck train` says of a classifier of a folder's pictures, and the card that it left."
+    out = folders / "run"
+    told = cli("train", "classifier", "--preset", "smoke", "--dataset", "folder", "--root", folders / root,
+               "--out", out, *more)
+    card = out / "nonrobust.json"
+    return *told, json.loads(card.read_text(encoding="utf-8")) if card.is_file() else None
+
+
+def test_other_pictures_of_the_same_number_are_another_training(folders, cli, quickly_examined):
+    assert trained_on(cli, folders, "A")[0] == 0
+    before = {p.name: p.read_bytes() for p in (folders / "run").iterdir()}
+    code, _, err, _ = trained_on(cli, folders, "B", "--resume")
+    assert code == 2 and "holds another training run (pictures was" in err and "choose another folder" in err
+    assert {p.name: p.read_bytes() for p in (folders / "run").iterdir()} == before
+
+
+def test_a_training_that_is_finished_keeps_its_command(folders, cli, quickly_examined):
+    first = trained_on(cli, folders, "A")[3]
+    (folders / "A").rename(folders / "moved")                                     # the same pictures elsewhere
+    code, _, err, card = trained_on(cli, folders, "moved", "--resume")
+    assert code == 0 and "--resume" not in card["command"], err
+    assert {k for k in card if card[k] != first[k]} <= {"card_sha256"}
+    (folders / "run" / "nonrobust.json").unlink()                                 # a kill came before the card
+    assert trained_on(cli, folders, "moved", "--resume")[3]["command"].endswith("--resume")
+
+
+def test_a_training_that_was_begun_before_digests_goes_on(folders, cli, quickly_examined):
+    trained_on(cli, folders, "A")
+    meta, tensors = read_checkpoint(folders / "run" / "checkpoint.safetensors")
+    del meta["identity"]["pictures"]
+    sealed = meta | {"sha256": state_digest(tensors, meta)}
+    save_atomically(tensors, folders / "run" / "checkpoint.safetensors", sealed)
+    code, _, err, _ = trained_on(cli, folders, "A", "--resume")
+    assert code == 0, err
