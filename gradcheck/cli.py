@@ -22,6 +22,7 @@ from .diagnosing import diagnose
 from .functions import look_in
 from .options import Checkpointing, Denoiser, Device, Memory, Precision, check_given
 from .measures import evaluate
+from .streams import prepare_streams, say, unsaid
 
 # %% ../nbs/98_cli.ipynb #ac2c8017
 def check_known(figures, params):
@@ -219,14 +220,9 @@ def bench(
 # %% ../nbs/98_cli.ipynb #8f93aac7
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")  # click's, or typer's
 
-def _say(message, code):
-    print(f"gradcheck: {message}", file=sys.stderr)
-    return code
-
 def prepare():
-    "Make the terminal show what it cannot, and functions found where the command is given; refuse what is empty."
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+    "Let nothing be stopped by what cannot be said, functions be found where the command is given, nothing be empty."
+    prepare_streams()
     try: here = os.getcwd()
     except OSError: raise UserError("the working directory is gone; change to a folder that is there.") from None
     check_given(sys.argv[1:])
@@ -234,17 +230,18 @@ def prepare():
 
 # %% ../nbs/98_cli.ipynb #4e48380e
 def main():
-    """The console script: exit 0; 1 where a verdict changed or for a mistake of ours; 2 on bad input (one sentence, no
-    traceback); 130 when stopped by hand."""
+    """The console script: exit 0; 1 where a verdict changed or for a mistake of ours; 2 on bad input, or where what was
+    said is lost (one sentence, no traceback); 130 when stopped by hand."""
     try:
         prepare()
         code = app(standalone_mode=False)
-    except UserError as e: sys.exit(_say(" ".join(str(e).split()), 2))
-    except Stopped as e: sys.exit(_say(str(e), 130))
-    except (KeyboardInterrupt, typer.Abort): sys.exit(_say("stopped.", 130))
-    except ClickException as e: sys.exit(_say(" ".join(e.format_message().split()), 2))
+    except UserError as e: sys.exit(say(" ".join(str(e).split()), 2))
+    except Stopped as e: sys.exit(say(str(e), 130))
+    except (KeyboardInterrupt, typer.Abort): sys.exit(say("stopped.", 130))
+    except ClickException as e: sys.exit(say(" ".join(e.format_message().split()), 2))
     except Exception as e:
         if os.environ.get("GRADCHECK_DEBUG"): raise                       # a test sees the mistake itself
-        sys.exit(_say(unforeseen(e), 1))
-    if code == 130: sys.exit(_say("stopped.", 130))                       # newer typers return it
+        sys.exit(say(unforeseen(e), 1))
+    if code == 130: sys.exit(say("stopped.", 130))                       # newer typers return it
+    if lost := unsaid(): sys.exit(say(lost, 2))
     if isinstance(code, int) and code: sys.exit(code)

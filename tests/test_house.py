@@ -12,7 +12,7 @@ from gradcheck.functions import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("base", "core", "kinds", "pictures", "functions", "together", "contents"),
+    ("base", "core", "kinds", "pictures", "functions", "together", "contents", "streams"),
     ("data", "models"),
     ("guidance",),
     ("runs",),

@@ -20,7 +20,7 @@ from ..core import UserError, choose, located
 from .celeba import CelebA
 from .images import Grey, ImageData, ImageFolder, Seen, as_mixed
 from .sportballs import DRAWS, SportBalls
-from ..functions import call_function, is_function, source_digest, told
+from ..functions import call_function, code_of, is_function, source_digest, told
 
 # %% ../../nbs/1_data/04_sources.ipynb #a86c1ff3
 DATASETS = {
@@ -122,10 +122,13 @@ def named(name, size):
                     "a folder with one folder of pictures per class, or MODULE:FUNCTION.")
 
 # %% ../../nbs/1_data/04_sources.ipynb #bdfedd5f
-@lru_cache(maxsize=4)
 def open_data(name, size=64):
-    """The data set of a name (see the table above), its images `size` x `size`, its classes mixed; `UserError` for a
-    name that is none, or images of another size."""
+    """The data set of a name (see the table above), its images `size` x `size`, its classes mixed; opened once as long
+    as the code of one of yours is the same. `UserError` for a name that is none, or images of another size."""
+    return _opened(name, size, *code_of(name).values())
+
+@lru_cache(maxsize=4)
+def _opened(name, size, *code):
     data = named(name, size)
     if data.canvas != size:
         raise UserError(f"the data set {str(name)!r} has images of {data.canvas} x {data.canvas}, "
