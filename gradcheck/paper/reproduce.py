@@ -19,13 +19,13 @@ from ..base import read_json
 from ..core import UserError, choose, make_folder, project_root, write_bytes
 from ..models.networks import slowness
 from .compare import compare, reference_folder
-from .figures import FIGURES, figure_specs
+from .figures import FIGURES
 from .page import claims_text, write_page
 from .plots import LARGEST, committed, notebook_text
 from .plan import made_of
 from .presets import get_preset
-from .saved import PRESET_PARAMETERS, RESTORE, SPEC_PARAMETERS, check_parameters, figure_runs
-from .settings import check_classes, folder_of, preset_for, setting_of, spec_for
+from .saved import RESTORE, asked, check_parameters, figure_runs
+from .settings import check_classes, folder_of, setting_of, spec_for
 from .stamps import is_kept, stamped
 from ..runs.cluster import computes_here
 from ..runs.kernels import side_by_side
@@ -105,11 +105,8 @@ def checked(figures, preset, seed, parameters):
         raise UserError(f"parameter {name!r} has an option of its own; write --{name} {parameters[name]}.")
     figures = list(figures) or default_figures(parameters)
     for figure in figures: check_parameters(notebook_of(figure), parameters)
-    changes = {"seed": seed} | {k: v for k, v in parameters.items() if k in SPEC_PARAMETERS}
-    p = preset_for(preset, **{k: v for k, v in parameters.items() if k in PRESET_PARAMETERS})
-    for figure in figures:
-        figure_specs(figure, p, scales=lambda spec, energies: [spec.scale for _ in energies], **changes)
-        if FIGURES[figure].data: check_classes(p)
+    p, changes = asked(figures, dict(parameters, preset=preset, seed=seed))
+    if any(FIGURES[figure].data for figure in figures): check_classes(p)
     return figures, p, changes
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #d945aacf

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'RESTORE', 'SPEC_PARAMETERS', 'PRESET_PARAMETERS', 'git', 'installed', 'processor', 'provenance',
            'sidecar_of', 'model_digests', 'run_digests', 'own_data_digest', 'names_set_in', 'refuse_unknown',
-           'check_parameters', 'uncalibrated', 'figure_runs', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
+           'check_parameters', 'asked', 'uncalibrated', 'figure_runs', 'write_figure', 'OpenFigure', 'identity',
+           'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
 import ast
@@ -13,7 +14,7 @@ import json
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +22,11 @@ from pathlib import Path
 import torch
 
 from ..base import read_json
-from ..core import UserError, choose, pick_device, project_root, write_bytes
+from ..core import UserError, choose, image_generators, pick_device, project_root, write_bytes
 from ..data.sources import data_digest
 from ..functions import source_digest
 from ..guidance.stabilizers import stabilizer_digest
+from ..kinds import FOLDER, checked, whole
 from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
 from .plots import figure_bytes
@@ -34,6 +36,7 @@ from .variants import ENERGY
 from ..runs.loose import in_tiles
 from ..runs.runs import run_all
 from ..runs.scales import calibrate, matched_scales
+from ..runs.specs import number
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3a34c463
 def git(*args):
@@ -142,8 +145,20 @@ def check_parameters(path, given):
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3eb0bd0a
 SPEC_PARAMETERS = ("seed", "target", "scale", "objective")
-PRESET_PARAMETERS = ("preset", "steps", "count", "mode", "precision", "stabilizer", "denoiser", "classifier", "robust",
-                     "judge", "data")
+PRESET_PARAMETERS = ("preset", "steps", "count", "images", "mode", "precision", "stabilizer", "denoiser", "classifier",
+                     "robust", "judge", "data")
+
+def asked(figures, parameters):
+    """The `Preset` under the parameters (a dict) of figures, and what they change in the runs; `UserError` for what
+    cannot be meant. Computes nothing."""
+    p = preset_for(**{k: parameters[k] for k in PRESET_PARAMETERS if k in parameters})
+    changes = {k: parameters[k] for k in SPEC_PARAMETERS if k in parameters}
+    if parameters.get("seed") is not None: image_generators(number("seed", parameters["seed"], int), ())
+    for figure in figures:
+        specs = figure_specs(figure, p, lambda spec, energies: [spec.scale for _ in energies], **changes)
+        if parameters.get("image") is not None:
+            checked("image", parameters["image"], whole(0, min(spec.count for spec in specs.values()) - 1))
+    return p, changes
 
 # %% ../../nbs/5_paper/10_saved.ipynb #bcb2bbc1
 def uncalibrated(figure, preset, **changes):
@@ -221,11 +236,10 @@ def open_figure(name, notebook):
     """Open a figure in its notebook, of which `notebook` are the `globals()`: an `OpenFigure`, its runs from the cache
     or computed.
 
-    Raises `UserError` for parameters that are not known, and as `figure_runs` does."""
+    Raises `UserError` for parameters that are not known or cannot be meant, and as `figure_runs` does."""
     started = time.time()
     refuse_unknown([str(cell) for cell in notebook.get("In", ())])
     parameters = {k: notebook[k] for k in PARAMETERS if k in notebook}
-    preset = preset_for(**{k: parameters[k] for k in PRESET_PARAMETERS if k in parameters})
-    if parameters.get("images"): preset = replace(preset, recognised=parameters["images"])
-    changes = {k: parameters[k] for k in SPEC_PARAMETERS if k in parameters}
+    checked("out", parameters.get("out", "results"), FOLDER)
+    preset, changes = asked([name], parameters)
     return OpenFigure(name, preset, figure_runs(name, preset, **changes), changes, parameters, started)
