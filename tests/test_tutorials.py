@@ -8,12 +8,13 @@ from pathlib import Path
 import papermill as pm
 import pytest
 
+from gradcheck.core import UserError
 from gradcheck.paper.reproduce import check_parameters
 
 TUTORIALS = Path(__file__).parent.parent / "nbs" / "tutorials"
 SMALL = {   # tutorial -> parameters of the small run
     "guide_your_own_model": dict(steps=3, count=2, updates=2, tested=8, preset="smoke"),
-    "paper_vs_corrected": dict(preset="smoke", steps=5, count=2, resamples=3, tested=16),
+    "paper_vs_corrected": dict(preset="smoke", resamples=3, tested=16),
     "the_truth_in_two_dimensions": dict(
         count=60,
         repeats=2,
@@ -88,3 +89,57 @@ def test_the_microscope_asks_as_many_questions_as_it_says():
     lenses = re.search(r"^LENSES = \{(.*?)^\}", code, re.M | re.S)[1]
     assert len(re.findall(r'^    "\w+": \(', panels, re.M)) == 11 and "Eleven questions" in prose
     assert len(re.findall(r'^    "[^"]+": \(', lenses, re.M)) == 6 and "## Six lenses" in prose
+
+
+def begun(name, cells=2, **parameters):
+    "The first code cells of a tutorial, as papermill runs them."
+    space, found = {}, json.loads((TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in found if c["cell_type"] == "code"]
+    for k, cell in enumerate(code[:cells]):
+        exec(compile(cell, name, "exec"), space)
+        if k == 0: space.update(parameters)
+
+
+ASKED = [
+    ("gradient_microscope", dict(count=0), "count is 0; give a whole number from 2"),
+    ("gradient_microscope", dict(count=1), "count is 1"),
+    ("gradient_microscope", dict(count=2, steps=1), "steps is 1; give a whole number from 2 to 400"),
+    ("gradient_microscope", dict(repeats=1), "repeats is 1"),
+    ("gradient_microscope", dict(steps=4, lag=4), "lag is 4; give a whole number from 1 to 3"),
+    ("gradient_microscope", dict(cutoff="8"), "cutoff is '8'"),
+    ("gradient_microscope", dict(objective=False), "unknown objective False"),
+    ("gradient_microscope", dict(objective="binary"), "does not fit a classifier with 4 logits"),
+    ("gradient_microscope", dict(unclipped=0), "unclipped is 0"),
+    ("gradient_microscope", dict(seed=-1), "seed is -1"),
+    ("gradient_microscope", dict(out=""), "out is ''"),
+    ("the_truth_in_two_dimensions", dict(target=2), "target is 2; give a whole number from 0 to 1"),
+    ("the_truth_in_two_dimensions", dict(count=0), "count is 0"),
+    ("the_truth_in_two_dimensions", dict(repeats=1), "repeats is 1"),
+    ("the_truth_in_two_dimensions", dict(choosing=0), "choosing is 0"),
+    ("the_truth_in_two_dimensions", dict(steps=401), "steps is 401"),
+    ("the_truth_in_two_dimensions", dict(smallest=1, largest=0), "largest is 0; give a whole number from 1"),
+    ("the_truth_in_two_dimensions", dict(times=[]), r"times is \[\]; give a list"),
+    ("the_truth_in_two_dimensions", dict(times=[999]), r"times is \[999\]; .* from 0 to 399"),
+    ("the_truth_in_two_dimensions", dict(cloud=0), "cloud is 0"),
+    ("the_truth_in_two_dimensions", dict(few=10), "few is 10; give a multiple of 16"),
+    ("guide_your_own_model", dict(folder=""), "folder is ''"),
+    ("guide_your_own_model", dict(folder="nowhere"), "no weights 'nowhere'"),
+    ("guide_your_own_model", dict(target=7), "target is 7; give a whole number from 0 to 3"),
+    ("guide_your_own_model", dict(steps=401), "steps is 401"),
+    ("guide_your_own_model", dict(count=0), "0 images were asked for"),
+    ("guide_your_own_model", dict(updates=-1), "updates is -1"),
+    ("guide_your_own_model", dict(tested=0), "tested is 0"),
+    ("guide_your_own_model", dict(preset="labtop"), "Did you mean 'laptop'"),
+    ("guide_your_own_model", dict(out=""), "out is ''"),
+    ("paper_vs_corrected", dict(target=4), "target is 4"),
+    ("paper_vs_corrected", dict(target="baseball"), "target is 'baseball'"),
+    ("paper_vs_corrected", dict(resamples=0), "resamples is 0"),
+    ("paper_vs_corrected", dict(tested=True), "tested is True"),
+]
+
+
+@pytest.mark.parametrize("name, parameters, sentence", ASKED)
+def test_a_tutorial_says_what_is_too_small_before_it_computes(name, parameters, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence): begun(name, **parameters)
+    assert not list(tmp_path.iterdir())

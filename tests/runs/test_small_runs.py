@@ -10,12 +10,13 @@ from gradcheck.paper.presets import get_preset
 from gradcheck.paper.saved import figure_runs, uncalibrated
 from gradcheck.paper.plan import plan
 from gradcheck.paper.settings import preset_for, spec_for
+from gradcheck.core import UserError
 from gradcheck.runs import runs
 from gradcheck.runs.loose import as_they_come, in_tiles, loose_folder
 from gradcheck.runs.runs import Local, run
-from gradcheck.runs.scales import (FEW, PILOTS, calibrate, is_small, matched_scales, pilot_specs, probe_of, reach,
-                                   share_of)
-from gradcheck.runs.specs import PROBE
+from gradcheck.runs.scales import (FEW, PILOTS, calibrate, is_small, matched_scales, not_faded, pilot_specs, probe_of,
+                                   reach, share_of)
+from gradcheck.runs.specs import PROBE, RunSpec
 
 
 def plain(**fields): return spec_for("laptop", "nonrobust", "plain", **fields)
@@ -131,3 +132,9 @@ def test_sample_fills_batches_up_where_that_is_asked_for(cli, tmp_path, own_cach
     few = ("sample", "--steps", 2, "--count", 2, "--out", tmp_path)
     assert cli(*few)[0] == 0 and len(bytes_in(own_cache)) == len(bytes_in(loose_folder())) == 1
     assert cli(*few, "--fill")[0] == 0 and len(bytes_in(own_cache)) == 2
+
+
+def test_a_scale_that_no_gradient_is_worth():
+    assert not_faded(RunSpec(scale=20.0)) == RunSpec(scale=20.0)
+    with pytest.raises(UserError, match=r"steps 3 and count 4, it would take a scale of 1.75e\+09; take more steps"):
+        not_faded(RunSpec(scale=1.75e9, steps=3, count=4))
