@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BALLS', 'STATISTICS', 'COMPARED', 'COSINES', 'extractors', 'Reference', 'label_of', 'networks_known',
-           'known_reference', 'check_enough', 'references', 'Factors', 'factors_of', 'real_factors', 'distances',
-           'apart', 'factor_scores', 'said_of', 'picture_scores', 'score', 'real_floor']
+           'known_reference', 'as_now', 'check_enough', 'references', 'Factors', 'factors_of', 'real_factors',
+           'distances', 'apart', 'factor_scores', 'said_of', 'picture_scores', 'score', 'real_floor']
 
 # %% ../../nbs/4_runs/07_scores.ipynb #70440e33
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from ..core import UserError, project_root
 from ..data.classes import class_in_data
 from ..data.sources import data_digest
 from ..data.sportballs import SportBalls
+from ..functions import code_of
 from ..models.catalogue import class_names, classifier_card, open_classifier
 from ..pictures import images_to_uint8, uint8_to_images
 from .chunks import derived, derived_row, derived_tables, digest_of, file_digest, tensor_digest
@@ -73,6 +74,10 @@ def known_reference(real, target):
     "What numbers are made of that hold pictures against `Real` images of a class, as `derived` is told it."
     return [networks_known(real), data_digest(real.data, real.size), real.count, *real.shape, label_of(real, target)]
 
+def as_now(real, target):
+    "A digest of `known_reference`, and of the code of a data set of yours, as they are now."
+    return digest_of([known_reference(real, target), code_of(real.data)])
+
 def check_enough(real, name, features):
     "`UserError` unless there are real images of the target class, two at least, for a distance to them."
     if len(features["target"]) < 2:
@@ -82,11 +87,15 @@ def check_enough(real, name, features):
         )
 
 # %% ../../nbs/4_runs/07_scores.ipynb #bf902fc1
-@lru_cache(maxsize=4)
 def references(real, target, device="cpu"):
-    """extractor name -> `Reference` from `Real` training images and half as many held-out ones, for a target class.
+    """extractor name -> `Reference` from `Real` training images and half as many held-out ones, for a target class;
+    made once as long as pictures, judge and code of yours are the same.
 
     `UserError` if the data have other classes, or too few images of this one."""
+    return _references(real, target, device, as_now(real, target))
+
+@lru_cache(maxsize=4)
+def _references(real, target, device, now):
     data = real.open()
     label = label_of(real, target)
     out = {}
@@ -127,10 +136,13 @@ STATISTICS = Factors(
 def factors_of(data): return BALLS if isinstance(data, SportBalls) and data.balls == 1 else STATISTICS
 
 # %% ../../nbs/4_runs/07_scores.ipynb #49decbbc
-@lru_cache(maxsize=4)
 def real_factors(real, target, count=1000, batch=1000):
     """The measured `Factors` of held-out images of a class, the first `count`, from the cache or measured now;
     `UserError` if there are none."""
+    return _real_factors(real, target, count, batch, as_now(real, target))
+
+@lru_cache(maxsize=4)
+def _real_factors(real, target, count, batch, now):
     known = [*known_reference(real, target), count]
     table, = derived_tables("factors", known, lambda: [_measured(real, target, count, batch)])
     return table

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from gradcheck.data.sources import Real
+from gradcheck.data.sportballs import CLASSES, SportBalls
 from gradcheck.paper import claims
 from gradcheck.paper.presets import get_preset
+from gradcheck.pictures import images_to_uint8, save_png
 from gradcheck.runs import chunks, scores
 from gradcheck.runs.chunks import derived, derived_bytes, derived_row, derived_tables, sealed, tensor_digest, unsealed
 from gradcheck.runs.runs import run
@@ -98,12 +100,12 @@ def never(*args, **kwargs): raise AssertionError("it was there")
 
 def test_features_of_real_pictures(monkeypatch):
     real = Real("sportballs", 64, 24, "laptop/judge")
-    references.cache_clear()
+    scores._references.cache_clear()
     first = references(real, 0)["judge"]
-    references.cache_clear()
+    scores._references.cache_clear()
     monkeypatch.setattr(scores, "judge_features", never)
     again, another = references(real, 0)["judge"], references(real, 1)["judge"]
-    references.cache_clear()
+    scores._references.cache_clear()
     for part in ("data", "held_out"):
         for kind in ("all", "target"): assert torch.equal(getattr(first, part)[kind], getattr(again, part)[kind])
     assert torch.equal(another.data["all"], first.data["all"])
@@ -156,11 +158,54 @@ def small_runs():
     return real, one, replace(one, samples=pixel)
 
 
+JUDGE = """
+import torch
+from torch import nn
+from gradcheck.models.checkpoints import load_classifier
+class Judge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.judge = load_classifier("laptop/judge")
+    def forward(self, x): return GAIN * self.judge(x)
+def make(): return Judge()
+"""
+
+
+def test_what_real_pictures_are_is_asked_again_in_the_same_process(tmp_path):
+    "A folder that has got other pictures, and a judge that was edited: nothing of before is kept under their digests."
+    balls = SportBalls()
+    folder = tmp_path / "pictures"
+    def fill(first):
+        for c, name in enumerate(CLASSES):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for k in range(8):
+                picture = images_to_uint8(balls.batch([first + 8 * c + k])[0])[0].permute(1, 2, 0).numpy()
+                save_png(picture, folder / name / f"{k}.png")
+    def judge(gain): (tmp_path / "judge.py").write_text(JUDGE.replace("GAIN", gain), encoding="utf-8")
+    fill(0)
+    judge("1.0")
+    names = (str(folder), f"{tmp_path}/judge.py:make")
+    real = Real(names[0], 64, 16, "laptop/judge")
+    before, factors = references(real, 0)["judge"], scores.real_factors(real, 0)
+    assert references(real, 0)["judge"] is before and scores.real_factors(real, 0) is factors
+    fill(1000)
+    after = references(real, 0)["judge"]
+    assert not torch.equal(after.data["all"], before.data["all"])
+    assert not scores.real_factors(real, 0).equals(factors)
+    scores._references.cache_clear()
+    assert torch.equal(references(real, 0)["judge"].data["all"], after.data["all"])          # from the cache
+
+    digests = [scores.as_now(Real("sportballs", 64, 8, names[1]), 0)]
+    judge("2.0")
+    digests.append(scores.as_now(Real("sportballs", 64, 8, names[1]), 0))
+    assert digests[0] != digests[1]
+
+
 def test_scores_are_made_once_for_the_same_pictures(small_runs, monkeypatch):
     real, one, other = small_runs
     row, floor, curves = score(one, real), real_floor(real, 0, 4), trade_off([one], real, 3)
-    scores.real_factors.cache_clear()
-    references.cache_clear()
+    scores._real_factors.cache_clear()
+    scores._references.cache_clear()
     for name in ("references", "_measured"): monkeypatch.setattr(scores, name, never)
     monkeypatch.setattr("gradcheck.runs.tradeoff.references", never)
     np.testing.assert_equal(score(one, real), row)

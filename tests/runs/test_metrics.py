@@ -13,6 +13,7 @@ from gradcheck.models.checkpoints import load_classifier
 from gradcheck.core import UserError
 from gradcheck.models.catalogue import open_classifier
 from gradcheck.models.ddpm import DDPM
+from gradcheck.runs import scores
 from gradcheck.runs.evaluation import accuracy_by_t
 from gradcheck.runs.metrics import (
     FID,
@@ -224,9 +225,9 @@ class Stub(torch.nn.Module):
 def inception(tmp_path, monkeypatch):
     torch.jit.script(Stub()).save(str(tmp_path / "inception.pt"))
     monkeypatch.setenv("GRADCHECK_INCEPTION", str(tmp_path / "inception.pt"))
-    references.cache_clear()
+    scores._references.cache_clear()
     yield tmp_path / "inception.pt"
-    references.cache_clear()
+    scores._references.cache_clear()
 
 
 def test_inception_stands_in_columns_of_its_own(inception):
