@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from gradcheck.paper.page import write_page
+from gradcheck.paper.reproduce import concluded
 from gradcheck.paper.tables import as_html
 
 RUN = dict(count=4, steps=3, seed=0, T=400)
@@ -162,6 +163,8 @@ def test_the_page_follows_the_setting_that_was_asked_for(folder):
     plant(folder, "figure_2", setting=dict(target=2))
     text, said = page_of(folder, ["figure_2"])
     assert len(said) == 3 and 'id="figure_2"' in text and 'id="figure_1"' not in text
+    page = concluded(["figure_2"], folder, dict(target=2), folder / "no reference", in_place=False, report=said.append)
+    assert page.read_text(encoding="utf-8") == text and len(said) == 7            # as `gradcheck reproduce` ends
 
 
 def test_a_table_that_this_project_wrote_is_shown_and_no_other(folder):
