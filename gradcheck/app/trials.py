@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..core import UserError, pick_device, randn
+from ..guidance.sampling import NonFinite
 from ..models.classifiers import class_probabilities
 from ..paper.presets import Preset
 from ..paper.settings import preset_for, spec_for, target_of
@@ -83,10 +84,12 @@ def seconds_per_step(question, steps=2):
     spec = question.spec("unguided", count=IMAGES)
     device = pick_device(question.machine.device)
     stream = steps_of(spec, range(IMAGES), device, micro_batch=None)
-    first = next(stream)
-    if not first.x0_raw.isfinite().all():
-        raise UserError(f"the denoiser {spec.denoiser!r} returns NaN or infinity at t = {first.t}; check its weights, "
-                        "or fetch them again.")
+    try: finite = next(stream).x0_raw.isfinite().all()
+    except NonFinite: finite = False
+    if not finite:
+        t, _ = spec.diffusion.timesteps(spec.steps)[0]
+        raise UserError(f"the denoiser {spec.denoiser!r} returns NaN or infinity at t = {t}; check its weights, or "
+                        "fetch them again.")
     seconds, = paces([stream], device, steps, patience=8.0)
     return seconds / IMAGES
 
