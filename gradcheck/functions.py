@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'STDLIB', 'AS_IMPORTED', 'is_function', 'check_hidden', 'look_in', 'sources', 'source_digest', 'code_of',
-           'check_unchanged', 'told', 'file_of', 'call_function']
+           'check_unchanged', 'told', 'file_of', 'function_of', 'call_function']
 
 # %% ../nbs/02_functions.ipynb #6c68957b
 import ast
@@ -67,16 +67,18 @@ def look_in(folder):
 # %% ../nbs/02_functions.ipynb #d90b4f6e
 @contextlib.contextmanager
 def _at_work(module):
-    """Inside, the working directory is the command's, and FILE.py can import what lies beside it, as with `python
-    FILE.py`."""
+    """Inside, the working directory is the command's, and FILE.py can import what lies beside it; gives the
+    module, or the place of the file."""
     here = Path.cwd()
     path = list(sys.path)
     written = sys.dont_write_bytecode
-    if module.endswith(".py"): look_in(Path(module).resolve().parent)
+    if module.endswith(".py"):
+        module = str(command_file(module))
+        look_in(Path(module).resolve().parent)
     sys.dont_write_bytecode = True                                         # an edit within the same second counts
     try:
         os.chdir(command_folder())
-        yield
+        yield module
     finally:
         os.chdir(here)
         sys.path[:] = path
@@ -155,12 +157,10 @@ def code_of(*names):
         with contextlib.suppress(UserError): found[name] = source_digest(name)
     return found
 
-def check_unchanged(code):
-    "`UserError` where the files behind a function of yours are not what they were (`code`, of `code_of`)."
-    for name, before in code.items():
-        if source_digest(name) == before: continue
-        raise UserError(f"the code of {name!r} has changed since its setting was made, so what it computes now is not "
-                        "kept; begin again, what was finished before stays.")
+def check_unchanged(name, before, now=None):
+    "`UserError` where the code of a function of yours is not what it was `before`, by its `source_digest`."
+    if (code_of(name).get(str(name)) if now is None else now) == before: return
+    raise UserError(f"the code of {str(name)!r} has changed since its setting was made; make the setting again.")
 
 # %% ../nbs/02_functions.ipynb #04008988
 def told(e):
@@ -196,12 +196,8 @@ def _forget(folder):
     for module, loaded in list(sys.modules.items()):
         if module.partition(".")[0] not in beside - {"gradcheck", "__main__"}: continue
         file = getattr(loaded, "__file__", None)
-        foreign = (
-            not file
-            or {"site-packages", "dist-packages"} & set(Path(file).parts)
-            or STDLIB in Path(file).resolve().parents
-        )
-        if not foreign: del sys.modules[module]
+        installed = {"site-packages", "dist-packages"} & set(Path(file or "").parts)
+        if file and not installed and STDLIB not in Path(file).resolve().parents: del sys.modules[module]
     importlib.invalidate_caches()
 
 AS_IMPORTED = {}                 # module -> the digest of its files and helpers when it was imported
@@ -227,19 +223,24 @@ def _imported(module):
     return loaded
 
 # %% ../nbs/02_functions.ipynb #31867273
-def call_function(name, what):
-    """What the function `MODULE:FUNCTION` or `FILE.py:FUNCTION` returns, called without arguments, with the command's
-    folder as working directory.
-
-    Raises `UserError`, with file and line, if it cannot be found, fails, or ends the process."""
+def function_of(name, what):
+    """The function `MODULE:FUNCTION` or `FILE.py:FUNCTION` itself, imported with the command's folder as working
+    directory; `UserError`, with file and line, if it cannot be found, or importing it ends the process."""
     module, _, function = str(name).rpartition(":")
-    if module.endswith(".py"): module = str(command_file(module))
-    with _at_work(module):
-        try: made = getattr(_imported(module), function)
+    with _at_work(module) as found:
+        try: return getattr(_imported(found), function)
         except KeyboardInterrupt: raise
         except BaseException as e:
             raise UserError(f"{what} {str(name)!r} cannot be imported ({told(e)}); "
                             "give MODULE:FUNCTION with the module on the Python path, or FILE.py:FUNCTION.") from None
+
+def call_function(name, what, function=None):
+    """What a function of yours returns, called without arguments, with the command's folder as working directory:
+    `function`, of this name, or the one that is imported now.
+
+    Raises `UserError`, with file and line, if it cannot be found, fails, or ends the process."""
+    made = function or function_of(name, what)
+    with _at_work(str(name).rpartition(":")[0]):
         try: return made()
         except (UserError, KeyboardInterrupt): raise
         except BaseException as e:

@@ -10,12 +10,13 @@ __all__ = ['STABILIZERS', 'Stabilizer', 'value_of', 'check_values', 'Adam', 'Res
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #c67ce72d
 import hashlib
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 
 import torch
 
 from ..contents import content_of
 from ..core import UserError, choose, seeded
-from ..functions import call_function, is_function, source_digest
+from ..functions import call_function, check_unchanged, code_of, function_of, is_function, source_digest
 from ..models.batches import blamed
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #8eb73e67
@@ -203,12 +204,21 @@ def guarded(stabilizer):
                     "gradcheck.guidance.stabilizers.Stabilizer.")
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #40a8b43d
-def make_stabilizer(name):
-    """A fresh stabilizer by name, with parameters behind it (`adam,beta1=0`); `MODULE:CLASS` or `FILE.py:CLASS` is one
-    of yours, made without arguments.
+@lru_cache(maxsize=64)
+def _maker(name, code):
+    "A class of yours, imported once as long as its code is the same."
+    maker = function_of(name, "the stabilizer")
+    check_unchanged(name, code)
+    return maker
 
-    Raises `UserError` for an unknown name or parameter, or an object that cannot be called."""
-    if is_function(name): return guarded(call_function(name, "the stabilizer"))
+def make_stabilizer(name, code=None):
+    """A fresh stabilizer by name, with parameters behind it (`adam,beta1=0`); `MODULE:CLASS` or `FILE.py:CLASS` is one
+    of yours, made without arguments, of its `code` (`source_digest`) of before, if it was imported then, or now.
+
+    Raises `UserError` for an unknown name or parameter, an object that cannot be called, or code that is gone."""
+    if is_function(name):
+        maker = _maker(name, code or code_of(name).get(name))
+        return guarded(call_function(name, "the stabilizer", maker))
     ours, *given = str(name).split(",")
     return with_parameters(STABILIZERS[choose("stabilizer", ours, STABILIZERS)](), ours, given)
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..contents import attributes_of, content_of
 from ..core import UserError, seeded
-from ..functions import call_function, code_of, told
+from ..functions import call_function, check_unchanged, code_of, told
 from .batches import blamed, out_of_memory
 from .classifiers import MOST_CLASSES
 from .networks import Around, check_finite, freeze, use_threads
@@ -45,6 +45,7 @@ class Own(Around):
         self.notes = ()                                # sentences on how it came
         self.held = b""                                # what it holds beside its weights
         self.cast = ""                                 # that its weights came in another precision
+        self.code = None                               # the digest of the code that built it
 
     def forward(self, x):
         fails = f"the classifier {self.called!r} fails on images of shape {tuple(x.shape[1:])}"
@@ -75,13 +76,16 @@ def noted(model, name):
 def built_classifier(name):
     """The classifier that a function of yours builds, frozen, in float32, on the CPU; built once as long as its code is
     the same. `UserError` if it is not a module, or cannot be made ready."""
-    return _built(str(name), *code_of(name).values())
+    return _built(str(name), code_of(name).get(str(name)))
 
 @lru_cache(maxsize=8)
-def _built(name, *code):
+def _built(name, code):
     # random weights are the same in every process
     with seeded(0), undisturbed(): model = call_function(name, "the classifier")
-    with blamed(f"the classifier {name!r} cannot be made ready"): return made_ready(model, name)
+    check_unchanged(name, code)
+    with blamed(f"the classifier {name!r} cannot be made ready"): own = made_ready(model, name)
+    own.code = code
+    return own
 
 def weights_of(model):
     "The tensors of a model's state of which one can ask whether they are finite, {name: float}."
@@ -219,17 +223,19 @@ def names_given(model, name, classes):
 def function_card(name, shape):
     """Our kind of card (a dict) for a classifier `MODULE:FUNCTION`, from what it answers to images of `shape` (C, H,
     W); `UserError` if it takes none of these."""
-    return _card(str(name), tuple(shape), *code_of(name).values())
+    return _card(str(name), tuple(shape), code_of(name).get(str(name)))
 
 @lru_cache(maxsize=8)
-def _card(name, shape, *code):
-    model = built_classifier(name)
+def _card(name, shape, code):
+    model = _built(name, code)
     # as in every process
     with use_threads(1): logits, gradient = probe(model, name, shape)
     classes = logits.shape[1]
+    with blamed(f"what the classifier {name!r} holds cannot be told"):
+        digest = content_digest(model.network, f"{code} {answers_of(logits, gradient)}", model.held)
     return dict(
         architecture="function",
         config=dict(classes=classes, size=None),
         classes=names_given(model, name, classes),
-        sha256=content_digest(model.network, " ".join([*code, answers_of(logits, gradient)]), model.held),
+        sha256=digest,
     )

@@ -156,7 +156,7 @@ class Composed(Described):
 
     def fresh_stabilizer(self):
         "A stabilizer without a past, for steps as long as the run's."
-        return make_stabilizer(self.stabilizer).spanning(self.diffusion.T / self.steps)
+        return make_stabilizer(self.stabilizer, self.code.get(self.stabilizer)).spanning(self.diffusion.T / self.steps)
 
 # %% ../../nbs/4_runs/01_specs.ipynb #046d4b0f
 def exact_numbers(spec):
@@ -240,7 +240,7 @@ class RunSpec(Composed):
 
     @cached_property
     def code(self):
-        "The code of the functions of yours among its parts, as it is when the key is first asked for; see `code_of`."
+        "The code (`code_of`) of the functions of yours among its parts, as it is when it is first asked for."
         return code_of(self.classifier, self.judge, self.robust, self.stabilizer)
 
     def _set(self, values):

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
+from gradcheck.functions import code_of
+from gradcheck.guidance import stabilizers
 from gradcheck.guidance.stabilizers import make_stabilizer, stabilizer_digest
 from gradcheck.models import own
 from gradcheck.models.own import built_classifier, function_card
-from gradcheck.runs.chunks import chunks_of
 from gradcheck.runs.runs import Local, run
 from gradcheck.runs.specs import RunSpec
 
@@ -146,6 +147,7 @@ def digests(name, digest, folder):
         (folder / "gain.json").write_text(gain)
         own._built.cache_clear()
         own._card.cache_clear()
+        stabilizers._maker.cache_clear()
         yield digest(name)
 
 
@@ -218,22 +220,45 @@ class Edits(Local):
             yield task, self.task(*task, bar)
 
 
-def test_code_that_is_edited_while_it_computes_is_not_kept(written, tmp_path):
+def test_what_computes_is_the_code_that_the_setting_knows(written, tmp_path):
+    "Also where the file is edited in the midst of a run, and back again afterwards."
     (tmp_path / "gain.json").write_text("1")
     name = written(STEPS.replace("BY", "1"))
     setting = dict(stabilizer=name, scale=0.1, steps=2, count=3, where="x_t")
     cache = tmp_path / "cache"
     spec = RunSpec(**setting)
-    with pytest.raises(UserError, match="mine.py:make' has changed since its setting was made"):
-        run(spec, chunk=1, engine=Edits(lambda: written(STEPS.replace("BY", "1000"))), cache=cache)
-    assert [path.stem for path in (cache / spec.key).iterdir()] == ["000000-000001"]
-    with pytest.raises(UserError, match="has changed since"): run(spec, chunk=1, cache=cache)   # the setting of before
+    disturbed = run(spec, chunk=1, engine=Edits(lambda: written(STEPS.replace("BY", "1000"))), cache=cache)
     edited = run(RunSpec(**setting), chunk=1, cache=cache)
     written(STEPS.replace("BY", "1"))
-    back = run(RunSpec(**setting), chunk=1, cache=cache)
     fresh = run(RunSpec(**setting), chunk=1, cache=tmp_path / "other")
-    assert torch.equal(back.samples, fresh.samples) and not torch.equal(back.samples, edited.samples)
-    assert len(list((cache / spec.key).iterdir())) == len(chunks_of(spec, 1))
+    assert torch.equal(disturbed.samples, fresh.samples) and not torch.equal(edited.samples, fresh.samples)
+    assert {path.name for path in cache.iterdir()} == {spec.key, edited.spec.key}
+
+
+def test_code_that_is_gone_computes_nothing(written, tmp_path):
+    "In another process, or after an edit between a setting and its run, the code of before cannot be had."
+    (tmp_path / "gain.json").write_text("1")
+    guide = """
+        from gradcheck.models.checkpoints import load_classifier
+        class Guide(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.guide = load_classifier("laptop/nonrobust")
+            def forward(self, x): return 1.0 * self.guide(x)
+        def make(): return Guide()"""
+    name = written(guide)
+    spec = RunSpec(classifier=name, judge="laptop/judge", scale=0.1, steps=2, count=1)
+    assert spec.key
+    written(guide.replace("1.0", "2.0"))
+    with pytest.raises(UserError, match="mine.py:make' has changed since its setting was made; make the setting again"):
+        run(spec, cache=tmp_path / "cache")
+    again = RunSpec(classifier=name, judge="laptop/judge", scale=0.1, steps=2, count=1)
+    assert again.key != spec.key and run(again, cache=tmp_path / "cache").samples.shape == (1, 3, 64, 64)
+
+    steps = written(STEPS.replace("BY", "3"))
+    (code,) = code_of(steps).values()
+    written(STEPS.replace("BY", "4"))
+    with pytest.raises(UserError, match="has changed since its setting was made"): make_stabilizer(steps, code)
 
 
 ODD = {
@@ -250,6 +275,11 @@ ODD = {
             net = Small()
             net.register_buffer("s", torch.ones(3).to(torch.float8_e4m3fn))
             return net""", None),
+    "a nested buffer": ("""
+        def make():
+            net = Small()
+            net.register_buffer("s", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+            return net""", "the classifier .* cannot be"),
     "a sparse buffer": ("""
         def make():
             net = Small()
