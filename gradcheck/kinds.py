@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAG', 'NOTHING', 'COUNT', 'ABSENT', 'FOLDER', 'Kind', 'whole', 'real', 'either', 'listed', 'any_of', 'check_fields',
-           'scalar', 'checked', 'multiple', 'check_parameters_of']
+           'at_least', 'scalar', 'of_kind', 'multiple', 'check_parameters_of']
 
 # %% ../nbs/00_kinds.ipynb #b1a5c0d2
 import json
@@ -55,7 +55,10 @@ def check_fields(values, kinds, path, todo="correct it, or fetch it again"):
 FLAG, NOTHING = either(True, False), either(None)
 
 # %% ../nbs/00_kinds.ipynb #b1a5c0d4
-COUNT = Kind("a whole number of at least 1", lambda v: type(v) is int and v >= 1)
+def at_least(least):
+    return Kind(f"a whole number of at least {least}", lambda v: type(v) is int and v >= least)
+
+COUNT = at_least(1)
 ABSENT = Kind("None", lambda v: v is None)
 FOLDER = Kind("the name of a folder", lambda v: isinstance(v, (str, Path)) and str(v).strip() != "")
 
@@ -63,7 +66,7 @@ def scalar(value):
     "A number of numpy's, or a tensor's only one, as Python's own; anything else as it is."
     return value.item() if getattr(value, "shape", None) == () else value
 
-def checked(what, value, kind):
+def of_kind(what, value, kind):
     "`value`, as a `scalar`, if it is of its `Kind`; otherwise a `UserError` that calls it `what`."
     value = scalar(value)
     if kind.holds(value): return value
@@ -75,4 +78,4 @@ def multiple(of, most):
 
 def check_parameters_of(values, **kinds):
     "`UserError` for the first of some `values` (a dict, as a notebook's `globals()`) that is not of its `Kind`."
-    for name, kind in kinds.items(): checked(name, values[name], kind)
+    for name, kind in kinds.items(): of_kind(name, values[name], kind)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'FARTHEST', 'DEPTH', 'OPENED', 'get_dataset', 'checked', 'batch_fault', 'Watched', 'own_data', 'named',
-           'files_digest', 'open_data', 'Real', 'data_digest']
+           'stats_digest', 'open_data', 'Real', 'data_digest']
 
 # %% ../../nbs/1_data/04_sources.ipynb #33959ca9
 import hashlib
@@ -125,7 +125,7 @@ def named(name, size):
 DEPTH = 5            # of CelebA's pictures below their folder
 OPENED = {}          # (name, size) of a data set in a folder -> the digest of its files when it was opened
 
-def files_digest(root):
+def stats_digest(root):
     "A digest of the names, sizes and times of all files in a folder of pictures."
     root = Path(root)
     paths = [p for depth in range(1, DEPTH + 1) for p in root.glob("/".join("*" * depth))]
@@ -144,7 +144,7 @@ def _opened(name, size, *code):
     if data.canvas != size:
         raise UserError(f"the data set {str(name)!r} has images of {data.canvas} x {data.canvas}, "
                         f"the denoiser makes {size} x {size}; give data of the same size.")
-    if not code and hasattr(data, "root"): OPENED[name, size] = files_digest(data.root)
+    if not code and hasattr(data, "root"): OPENED[name, size] = stats_digest(data.root)
     return as_mixed(checked(data, name))
 
 # %% ../../nbs/1_data/04_sources.ipynb #eef43fdd
@@ -174,6 +174,6 @@ def data_digest(name, size):
     kind = name.partition(":")[0]
     if not name or kind == "sportballs": return name
     if kind != "celeba" and not located(name).is_dir(): return None
-    digest = files_digest(open_data(name, size).root)
+    digest = stats_digest(open_data(name, size).root)
     if OPENED.setdefault((name, size), digest) != digest: _opened.cache_clear()
     return digest

@@ -47,9 +47,9 @@ def check_binary(logits, target):
 
 # %% ../../nbs/3_guidance/00_objectives.ipynb #cd131ada
 def log_probability(logits, target):
-    check_classes(logits, target)
-    if logits.shape[1] == 1: raise UserError("one logit is always the most likely; use binary_log_probability for it.")
-    return logit(F.log_softmax(logits, 1), target)
+    if logits.shape[1:] == (1,):
+        raise UserError("one logit is always the most likely; use binary_log_probability for it.")
+    return logit(F.log_softmax(logits, -1), target)
 
 def logit(logits, target):
     check_classes(logits, target)

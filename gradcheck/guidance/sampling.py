@@ -19,7 +19,7 @@ from torch import nn
 from ..core import UserError, described, own_seeds, randn, shown
 from .objectives import Value, as_targets, log_probability
 from .stabilizers import Stabilizer, guarded
-from ..kinds import COUNT, Kind, checked, whole
+from ..kinds import COUNT, Kind, at_least, of_kind
 from ..models.batches import as_micro_batch, tiled
 from ..models.ddpm import VARIANCES, predict
 from ..models.networks import gradient_back, gradient_of
@@ -47,7 +47,7 @@ def at_x0_hat_stopped(ddpm, denoiser, x_t, t, value):
 def smoothed(where, count=8, sigma=0.3):
     """`where` with a classifier that sees `count` copies of its image, each under noise of its own of standard
     deviation `sigma`, and answers by their mean; the noise depends on t alone."""
-    checked("the number of noisy copies", count, COUNT)
+    count = of_kind("the number of noisy copies", count, COUNT)
 
     @wraps(where)
     def smooth(ddpm, denoiser, x_t, t, value):
@@ -76,10 +76,9 @@ class Interval:
     last: int = 0
 
     def __post_init__(self):
-        checked("the guidance scale", self.s, SCALE)
-        checked("the last guided time step", self.last, Kind("a whole number >= 0", whole(0, sys.maxsize).holds))
-        since = f"a whole number >= {self.last}, the last one (sampling runs from T to 0)"
-        checked("the first guided time step", self.first, Kind(since, whole(self.last, sys.maxsize).holds))
+        of_kind("the guidance scale", self.s, SCALE)
+        of_kind("the last guided time step", self.last, at_least(0))
+        of_kind("the first guided time step (sampling runs from T to 0)", self.first, at_least(self.last))
 
     def __call__(self, t): return self.s if self.first >= t >= self.last else None
 
@@ -108,7 +107,7 @@ class Guidance:
         check_part("objective", self.objective, 'OBJECTIVES["log_probability"]')
         check_part("where", self.where, 'WHERE["x_t"]')
         if self.classifier is not None: check_part("classifier", self.classifier, "load_classifier makes one")
-        if not callable(self.scale): self.scale = checked("the guidance scale", self.scale, SCALE)
+        if not callable(self.scale): self.scale = of_kind("the guidance scale", self.scale, SCALE)
 
     def reset(self, seeds=None):
         "Before a generation of images with `seeds` (N,) of their own; without them all draw the same."
@@ -119,7 +118,7 @@ class Guidance:
         "The scale at time step `t`; None where it is off."
         if not callable(self.scale): return self.scale
         scale = self.scale(t)
-        return scale if scale is None else checked(f"the guidance scale at time step {t}", scale, SCALE)
+        return scale if scale is None else of_kind(f"the guidance scale at time step {t}", scale, SCALE)
 
     def evaluate(self, ddpm, denoiser, x_t, t, micro_batch):
         "x0-hat (not clipped) and the raw gradient for all images, in the dtype of x_t whatever the networks'."

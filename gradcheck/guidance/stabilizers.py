@@ -235,8 +235,9 @@ def stabilizer_digest(name):
     """SHA-256 of the class's name, the file that defines a stabilizer of yours, the helpers that it imports, what one
     holds when it is made, and what it answers, if it does so twice: a changed one is computed anew. None for ours."""
     if not is_function(name): return None
-    made = make_stabilizer(name)
+    code = source_digest(name)
+    made, another = (make_stabilizer(name, code) for _ in range(2))
     held = content_of(getattr(getattr(made, "made", made), "__dict__", {}))
-    first, second = answers_of(made), answers_of(make_stabilizer(name))
-    told = f"{name.rpartition(':')[2]}\n{source_digest(name)}\n{first if first == second else ''}"
+    first, second = answers_of(made), answers_of(another)
+    told = f"{name.rpartition(':')[2]}\n{code}\n{first if first == second else ''}"
     return hashlib.sha256(told.encode() + held).hexdigest()

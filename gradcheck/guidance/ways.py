@@ -16,7 +16,7 @@ import torch
 from ..core import UserError, randn, shown
 from .gradients import norm
 from .stabilizers import raised
-from ..kinds import COUNT, Kind, checked, scalar
+from ..kinds import COUNT, Kind, of_kind, scalar
 from ..models.ddpm import predict
 from ..models.networks import gradient_of
 
@@ -114,7 +114,7 @@ ANGLE = Kind("a number from 0 to below 90", lambda v: type(v) in (int, float) an
 
 def in_cone(where, robust, degrees=30.0):
     "`where` with its gradient turned towards that of another classifier, `robust`, at x_t, by less than 90 `degrees`."
-    checked("the cone's angle in degrees", degrees, ANGLE)
+    degrees = of_kind("the cone's angle in degrees", degrees, ANGLE)
     @named(where, "cone")
     def turned(ddpm, denoiser, x_t, t, value):
         x0, g = where(ddpm, denoiser, x_t, t, value)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core import UserError
 from ..functions import told
-from ..kinds import COUNT, checked
+from ..kinds import COUNT, of_kind
 
 # %% ../../nbs/2_models/05_batches.ipynb #2daeb2c5
 TILE = 16
@@ -87,7 +87,7 @@ class MicroBatch:
 def as_micro_batch(asked=None, size=64):
     "A `MicroBatch` as it is; one of so many images, in whole tiles; for None one of `size` images as they come."
     if isinstance(asked, MicroBatch): return asked
-    return MicroBatch(size, tile=1) if asked is None else MicroBatch(checked("the micro-batch", asked, COUNT))
+    return MicroBatch(size, tile=1) if asked is None else MicroBatch(of_kind("the micro-batch", asked, COUNT))
 
 # %% ../../nbs/2_models/05_batches.ipynb #4920375f
 def tiled(micro_batch, call, *tensors):

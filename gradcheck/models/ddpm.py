@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core import UserError, choose, randn, shown
-from ..kinds import COUNT, FLAG, Kind, checked, scalar, whole
+from ..kinds import COUNT, FLAG, Kind, of_kind, scalar, whole
 
 # %% ../../nbs/2_models/01_ddpm.ipynb #6b72e2fa
 SCHEDULES = {
@@ -55,10 +55,10 @@ class Forward:
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
         choose("variance", self.variance, VARIANCES)
-        checked("T", self.T, whole(1, 10**6))
-        checked("clip", self.clip, FLAG)
+        of_kind("T", self.T, whole(1, 10**6))
+        of_kind("clip", self.clip, FLAG)
         if self.schedule == "cosine": return
-        for name in ("beta_start", "beta_end"): checked(name, getattr(self, name), BETA)
+        for name in ("beta_start", "beta_end"): of_kind(name, getattr(self, name), BETA)
 
     @cached_property
     def abar(self):
@@ -115,7 +115,7 @@ class DDPM(Currencies):
 
     def visits(self, steps=None, repeats=1):
         "`timesteps`, each `repeats` times, as (t, t_prev, back): does another visit of the same step follow?"
-        repeats = checked("the number of visits of each step", repeats, COUNT)
+        repeats = of_kind("the number of visits of each step", repeats, COUNT)
         return [(t, t_prev, back > 0) for t, t_prev in self.timesteps(steps) for back in reversed(range(repeats))]
 
 # %% ../../nbs/2_models/01_ddpm.ipynb #e718fd09

@@ -26,7 +26,7 @@ from ..core import UserError, choose, image_generators, pick_device, project_roo
 from ..data.sources import data_digest
 from ..functions import source_digest
 from ..guidance.stabilizers import stabilizer_digest
-from ..kinds import FOLDER, checked, whole
+from ..kinds import FOLDER, of_kind, whole
 from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
 from .plots import figure_bytes
@@ -157,7 +157,7 @@ def asked(figures, parameters):
     for figure in figures:
         specs = figure_specs(figure, p, lambda spec, energies: [spec.scale for _ in energies], **changes)
         if parameters.get("image") is not None:
-            checked("image", parameters["image"], whole(0, min(spec.count for spec in specs.values()) - 1))
+            of_kind("image", parameters["image"], whole(0, min(spec.count for spec in specs.values()) - 1))
     return p, changes
 
 # %% ../../nbs/5_paper/10_saved.ipynb #bcb2bbc1
@@ -240,6 +240,6 @@ def open_figure(name, notebook):
     started = time.time()
     refuse_unknown([str(cell) for cell in notebook.get("In", ())])
     parameters = {k: notebook[k] for k in PARAMETERS if k in notebook}
-    checked("out", parameters.get("out", "results"), FOLDER)
+    of_kind("out", parameters.get("out", "results"), FOLDER)
     preset, changes = asked([name], parameters)
     return OpenFigure(name, preset, figure_runs(name, preset, **changes), changes, parameters, started)

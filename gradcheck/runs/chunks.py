@@ -27,13 +27,13 @@ import gradcheck
 from ..core import UserError, cache_root, read_meta, renewed_streams, save_atomically, write_bytes
 from ..guidance.sampling import NonFinite
 from ..guidance.ways import best_of
-from ..kinds import COUNT, checked
+from ..kinds import COUNT, of_kind
 from ..models.classifiers import class_probabilities
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #cd5863e5
 def chunks_of(spec, chunk):
     "The images of a run in ranges of `chunk`."
-    chunk = checked("the number of images in a chunk", chunk, COUNT)
+    chunk = of_kind("the number of images in a chunk", chunk, COUNT)
     return [range(a, min(a + chunk, spec.count)) for a in range(0, spec.count, chunk)]
 
 def chunk_path(spec, images, cache):
