@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FLAG', 'NOTHING', 'COUNT', 'ABSENT', 'FOLDER', 'Kind', 'whole', 'real', 'either', 'listed', 'any_of', 'check_fields',
-           'at_least', 'scalar', 'of_kind', 'multiple', 'check_parameters_of']
+           'at_least', 'scalar', 'of_kind', 'multiple', 'check_parameters_of', 'names_set_in', 'refuse_unknown']
 
 # %% ../nbs/00_kinds.ipynb #b1a5c0d2
+import ast
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from .base import UserError, shown
+from .base import UserError, choose, shown
 
 # %% ../nbs/00_kinds.ipynb #5c496d20
 @dataclass(frozen=True)
@@ -79,3 +80,17 @@ def multiple(of, most):
 def check_parameters_of(values, **kinds):
     "`UserError` for the first of some `values` (a dict, as a notebook's `globals()`) that is not of its `Kind`."
     for name, kind in kinds.items(): of_kind(name, values[name], kind)
+
+# %% ../nbs/00_kinds.ipynb #b1a5c0d9
+def names_set_in(cell):
+    "The names that a cell of assignments sets."
+    try: statements = ast.parse(cell).body
+    except SyntaxError: return []
+    targets = [t for node in statements if isinstance(node, ast.Assign) for t in node.targets]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+def refuse_unknown(history):
+    "`UserError` for a parameter that papermill set and the notebook does not have; `history` are the cells that ran."
+    own = next((names_set_in(cell) for cell in history if "preset" in names_set_in(cell)), [])
+    for cell in history:
+        for name in names_set_in(cell) if cell.startswith("# Parameters") else (): choose("parameter", name, own)

@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'RESTORE', 'SPEC_PARAMETERS', 'PRESET_PARAMETERS', 'git', 'installed', 'processor', 'provenance',
-           'sidecar_of', 'model_digests', 'run_digests', 'own_data_digest', 'names_set_in', 'refuse_unknown',
-           'check_parameters', 'asked', 'uncalibrated', 'figure_runs', 'write_figure', 'OpenFigure', 'identity',
-           'open_figure']
+           'sidecar_of', 'model_digests', 'run_digests', 'own_data_digest', 'check_parameters', 'asked', 'uncalibrated',
+           'figure_runs', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
-import ast
 import json
 import platform
 import subprocess
@@ -26,7 +24,7 @@ from ..core import UserError, choose, image_generators, pick_device, project_roo
 from ..data.sources import data_digest
 from ..functions import source_digest
 from ..guidance.stabilizers import stabilizer_digest
-from ..kinds import FOLDER, of_kind, whole
+from ..kinds import FOLDER, names_set_in, of_kind, refuse_unknown, whole
 from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
 from .plots import figure_bytes
@@ -117,19 +115,6 @@ def own_data_digest(name, size):
 # %% ../../nbs/5_paper/10_saved.ipynb #37d1c353
 PARAMETERS = ("preset", "seed", "out", "target", "scale", "steps", "count", "image", "images", "mode", "objective",
               "precision", "stabilizer", "denoiser", "classifier", "robust", "judge", "data")
-
-def names_set_in(cell):
-    "The names that a cell of assignments sets."
-    try: statements = ast.parse(cell).body
-    except SyntaxError: return []
-    targets = [t for node in statements if isinstance(node, ast.Assign) for t in node.targets]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
-
-def refuse_unknown(history):
-    "`UserError` for a parameter that papermill set and the notebook does not have; `history` are the cells that ran."
-    own = next((names_set_in(cell) for cell in history if "preset" in names_set_in(cell)), [])
-    for cell in history:
-        for name in names_set_in(cell) if cell.startswith("# Parameters") else (): choose("parameter", name, own)
 
 # %% ../../nbs/5_paper/10_saved.ipynb #4ff92b05
 RESTORE = "restore it from the repository (git checkout nbs/figures)"
