@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAG', 'NOTHING', 'COUNT', 'ABSENT', 'FOLDER', 'Kind', 'whole', 'real', 'either', 'listed', 'any_of', 'check_fields',
-           'at_least', 'scalar', 'of_kind', 'multiple', 'check_parameters_of', 'names_set_in', 'refuse_unknown']
+           'at_least', 'scalar', 'of_kind', 'multiple', 'names_set_in', 'refuse_unknown', 'check_parameters_of']
 
 # %% ../nbs/00_kinds.ipynb #b1a5c0d2
 import ast
@@ -77,10 +77,6 @@ def multiple(of, most):
     def holds(v): return type(v) is int and of <= v <= most and v % of == 0
     return Kind(f"a multiple of {of} from {of} to {most}", holds)
 
-def check_parameters_of(values, **kinds):
-    "`UserError` for the first of some `values` (a dict, as a notebook's `globals()`) that is not of its `Kind`."
-    for name, kind in kinds.items(): of_kind(name, values[name], kind)
-
 # %% ../nbs/00_kinds.ipynb #b1a5c0d9
 def names_set_in(cell):
     "The names that a cell of assignments sets."
@@ -89,8 +85,16 @@ def names_set_in(cell):
     targets = [t for node in statements if isinstance(node, ast.Assign) for t in node.targets]
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
-def refuse_unknown(history):
-    "`UserError` for a parameter that papermill set and the notebook does not have; `history` are the cells that ran."
-    own = next((names_set_in(cell) for cell in history if "preset" in names_set_in(cell)), [])
-    for cell in history:
+def refuse_unknown(notebook, known):
+    """`UserError` for a parameter that papermill set and the notebook (its `globals()`) does not have; some of those
+    that it has are `known`."""
+    cells = [str(cell) for cell in notebook.get("In", ())]
+    own = next((names for names in map(names_set_in, cells) if set(names) & set(known)), [])
+    for cell in cells:
         for name in names_set_in(cell) if cell.startswith("# Parameters") else (): choose("parameter", name, own)
+
+def check_parameters_of(notebook, **kinds):
+    """`UserError` for the first parameter of a notebook (its `globals()`) that is not of its `Kind`, or that papermill
+    set and it does not have."""
+    refuse_unknown(notebook, kinds)
+    for name, kind in kinds.items(): of_kind(name, notebook[name], kind)

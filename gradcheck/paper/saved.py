@@ -223,7 +223,7 @@ def open_figure(name, notebook):
 
     Raises `UserError` for parameters that are not known or cannot be meant, and as `figure_runs` does."""
     started = time.time()
-    refuse_unknown([str(cell) for cell in notebook.get("In", ())])
+    refuse_unknown(notebook, ["preset"])
     parameters = {k: notebook[k] for k in PARAMETERS if k in notebook}
     of_kind("out", parameters.get("out", "results"), FOLDER)
     preset, changes = asked([name], parameters)

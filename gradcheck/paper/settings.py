@@ -36,10 +36,12 @@ def in_mode(preset, text):
     return replace(p, name=f"{p.name}-{str(text).replace(' ', '').replace(',', '-')}", scales=None)
 
 # %% ../../nbs/5_paper/04_settings.ipynb #d6cf9835
-def own_name(classifier, **others):
-    "What the results of models of your own are called: by the classifier, and a digest of all names."
+def own_name(preset, classifier, **others):
+    """What the results of models of your own are called: by the classifier, and a digest of all names; and by the
+    preset, where that is not laptop."""
     label = Path(str(classifier).rpartition(":")[0] or str(classifier)).stem
-    return apart(brief(f"own-{label}", 40), [str(classifier), *(str(v) for _, v in sorted(others.items()))])
+    name = apart(brief(f"own-{label}", 40), [str(classifier), *(str(v) for _, v in sorted(others.items()))])
+    return name if preset == "laptop" else f"{name}-{preset}"
 
 def apart(label, names):
     "A label of few letters, and a digest of the whole `names` behind it: of one class in two files, two labels."
@@ -72,7 +74,7 @@ def with_models(preset, denoiser=None, classifier=None, robust=None, judge=None,
         )
     p = replace(
         preset,
-        name=own_name(**given),
+        name=own_name(preset.name, **given),
         denoiser=str(denoiser),
         classifiers={"robust": str(robust), "nonrobust": str(classifier)} if robust else {"own": str(classifier)},
         judge=judge,
