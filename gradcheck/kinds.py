@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLAG', 'NOTHING', 'COUNT', 'ABSENT', 'FOLDER', 'Kind', 'whole', 'real', 'either', 'listed', 'any_of', 'check_fields',
-           'at_least', 'scalar', 'of_kind', 'multiple', 'names_set_in', 'refuse_unknown', 'check_parameters_of']
+           'at_least', 'scalar', 'of_kind', 'multiple', 'number', 'check_range', 'names_set_in', 'refuse_unknown',
+           'check_parameters_of']
 
 # %% ../nbs/00_kinds.ipynb #b1a5c0d2
 import ast
@@ -76,6 +77,23 @@ def of_kind(what, value, kind):
 def multiple(of, most):
     def holds(v): return type(v) is int and of <= v <= most and v % of == 0
     return Kind(f"a multiple of {of} from {of} to {most}", holds)
+
+# %% ../nbs/00_kinds.ipynb #b1a5c0dc
+def number(name, value, kind):
+    "`value` as an int or a float, exactly; `UserError` if it is not one."
+    try:
+        if isinstance(value, bool): raise ValueError
+        if kind is float: return float(value)
+        if int(value) != value and not isinstance(value, str): raise ValueError
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        wanted = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {shown(value)}; give {wanted}.") from None
+
+def check_range(what, value, least, most, why=""):
+    "`UserError` unless least <= value <= most; `what` says what the number counts, `why` what stands behind its end."
+    if not least <= value <= most:
+        raise UserError(f"{shown(value)} {what} asked for; give a number from {least} to {most:,}{why}.")
 
 # %% ../nbs/00_kinds.ipynb #b1a5c0d9
 def names_set_in(cell):

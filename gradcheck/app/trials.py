@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core import UserError, pick_device, randn
 from ..guidance.sampling import NonFinite
+from ..kinds import check_range, number
 from ..models.classifiers import class_probabilities
 from ..paper.presets import Preset
 from ..paper.settings import preset_for, spec_for, target_of
@@ -28,7 +29,7 @@ from ..runs.loose import as_they_come, is_computed
 from ..runs.pace import paces
 from ..runs.runs import Machine, models, run, steps_of
 from ..runs.scales import probe_of, share_of, three_digits
-from ..runs.specs import PROBE, check_range, number
+from ..runs.specs import PROBE
 
 # %% ../../nbs/6_app/07_trials.ipynb #d88a32b3
 IMAGES = 8                           # of a trial

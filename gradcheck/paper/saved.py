@@ -24,7 +24,7 @@ from ..core import UserError, choose, image_generators, pick_device, project_roo
 from ..data.sources import data_digest
 from ..functions import source_digest
 from ..guidance.stabilizers import stabilizer_digest
-from ..kinds import FOLDER, names_set_in, of_kind, refuse_unknown, whole
+from ..kinds import FOLDER, names_set_in, number, of_kind, refuse_unknown, whole
 from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
 from .plots import figure_bytes
@@ -34,7 +34,6 @@ from .variants import ENERGY
 from ..runs.loose import in_tiles
 from ..runs.runs import run_all
 from ..runs.scales import calibrate, matched_scales
-from ..runs.specs import number
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3a34c463
 def git(*args):

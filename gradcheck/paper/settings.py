@@ -19,12 +19,13 @@ from ..core import UserError, choose, located, shown
 from ..data.classes import class_in_data, listing, parse_target
 from ..guidance.objectives import OBJECTIVES
 from ..guidance.stabilizers import make_stabilizer
+from ..kinds import number
 from ..models.catalogue import class_names, classifier_card, has_start
 from ..models.networks import PRECISIONS
 from .presets import get_preset
 from .quirks import DEFAULT_MODE, QUIRKS, parse_mode
 from .variants import VARIANTS
-from ..runs.specs import PROBE, RunSpec, check_images, check_same_classes, number
+from ..runs.specs import PROBE, RunSpec, check_images, check_same_classes
 
 # %% ../../nbs/5_paper/04_settings.ipynb #63550ac1
 def in_mode(preset, text):
