@@ -95,9 +95,9 @@ def begun(name, cells=2, **parameters):
     "The first code cells of a tutorial, as papermill runs them."
     space, found = {}, json.loads((TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in found if c["cell_type"] == "code"]
-    for k, cell in enumerate(code[:cells]):
-        exec(compile(cell, name, "exec"), space)
-        if k == 0: space.update(parameters)
+    asked = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())])
+    space["In"] = [code[0], asked]
+    for cell in [code[0], asked, *code[1:cells]]: exec(compile(cell, name, "exec"), space)
 
 
 ASKED = [
@@ -135,6 +135,10 @@ ASKED = [
     ("paper_vs_corrected", dict(target="baseball"), "target is 'baseball'"),
     ("paper_vs_corrected", dict(resamples=0), "resamples is 0"),
     ("paper_vs_corrected", dict(tested=True), "tested is True"),
+    ("paper_vs_corrected", dict(targt=2), "unknown parameter 'targt'.*Did you mean 'target'"),
+    ("guide_your_own_model", dict(classifier="mine.py:make"), "unknown parameter 'classifier'; choose one of folder"),
+    ("gradient_microscope", dict(Count=8), "unknown parameter 'Count'.*Did you mean 'count'"),
+    ("the_truth_in_two_dimensions", dict(step=8), "unknown parameter 'step'.*Did you mean 'steps'"),
 ]
 
 

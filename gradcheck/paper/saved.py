@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'RESTORE', 'SPEC_PARAMETERS', 'PRESET_PARAMETERS', 'git', 'installed', 'processor', 'provenance',
-           'sidecar_of', 'model_digests', 'run_digests', 'own_data_digest', 'check_parameters', 'asked', 'uncalibrated',
-           'figure_runs', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
+           'sidecar_of', 'model_digests', 'own_data_digest', 'check_parameters', 'asked', 'uncalibrated', 'figure_runs',
+           'write_figure', 'OpenFigure', 'identity', 'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
 import json
@@ -23,7 +23,6 @@ from ..base import read_json
 from ..core import UserError, choose, image_generators, pick_device, project_root, write_bytes
 from ..data.sources import data_digest
 from ..functions import source_digest
-from ..guidance.stabilizers import stabilizer_digest
 from ..kinds import FOLDER, names_set_in, number, of_kind, refuse_unknown, whole
 from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
@@ -75,9 +74,7 @@ def sidecar_of(name, preset, specs, parameters, seconds, **chosen):
     """What stands beside a figure, as a dict: caption, source, parameters, what differs from the defaults, runs,
     machine."""
     known = FIGURES[name]
-    runs = {
-        label: asdict(spec) | {"T": spec.diffusion.T, "digests": run_digests(spec)} for label, spec in specs.items()
-    }
+    runs = {label: asdict(spec) | dict(T=spec.diffusion.T, digests=spec.digests) for label, spec in specs.items()}
     return dict(
         figure=name,
         caption=in_words(known.caption, preset),
@@ -100,11 +97,6 @@ def model_digests(preset):
     judge = [preset.judge] if preset.judge else []
     cards |= {name: classifier_card(name, preset.shape) for name in (*preset.classifiers.values(), *judge)}
     return {str(name): card["sha256"][:16] for name, card in cards.items()}
-
-def run_digests(spec):
-    "role -> digest of what a run is made by, a stabilizer of one's own among it."
-    own = stabilizer_digest(spec.stabilizer)
-    return spec.digests | ({"stabilizer": own} if own else {})
 
 def own_data_digest(name, size):
     "name -> digest of a data set of one's own, of images `size` x `size`; nothing for none."

@@ -107,8 +107,11 @@ class Described(Fields):
             "judge": classifier_card(self.judge, self.shape),
         } | start | robust
 
-    @property
-    def digests(self): return {k: card["sha256"] for k, card in self.cards.items()}
+    @cached_property
+    def digests(self):
+        "role -> SHA-256 of what the run is made by: its weights, and a stabilizer of one's own."
+        own = stabilizer_digest(self.stabilizer)
+        return {k: card["sha256"] for k, card in self.cards.items()} | ({"stabilizer": own} if own else {})
 
     @property
     def shape(self):
@@ -194,7 +197,7 @@ def key_of(spec):
     "Digest (24 hex digits) of a setting, but for its count."
     models = {k: [card["sha256"], card["config"], card.get("diffusion")] for k, card in spec.cards.items()}
     fields = asdict(spec) | models | {"clip": spec.diffusion.clip, "format": 2}
-    if own := stabilizer_digest(spec.stabilizer): fields["stabilizer"] = own
+    if own := spec.digests.get("stabilizer"): fields["stabilizer"] = own
     if spec.code: fields["code"] = sorted(spec.code.values())
     if renewed_streams(spec.seed): fields["streams"] = 2
     if spec.candidates > 1 or spec.objective == "multilabel": fields["answers"] = 2

@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -338,3 +339,15 @@ def test_an_odd_classifier_works_or_is_one_sentence(written, tmp_path, what):
     else:
         with pytest.raises(UserError, match=sentence) as told: function_card(name, SHAPE)
         assert "\n" not in str(told.value)
+
+
+def test_a_setting_says_the_stabilizer_that_it_was_keyed_by(written, tmp_path):
+    (tmp_path / "gain.json").write_text("1")
+    spec = RunSpec(stabilizer=written(STEADY["a closure"]), steps=2, count=1)
+    key, told = spec.key, spec.digests["stabilizer"]
+    (tmp_path / "gain.json").write_text("20")
+    stabilizers._maker.cache_clear()
+    another = replace(spec)
+    assert (spec.key, spec.digests["stabilizer"]) == (key, told)
+    assert another.key != key and another.digests["stabilizer"] != told
+    assert "stabilizer" not in RunSpec(stabilizer="adam").digests

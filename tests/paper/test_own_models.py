@@ -16,7 +16,7 @@ from gradcheck.app.explorer import explore
 from gradcheck.models.checkpoints import save_weights
 from gradcheck.core import UserError
 from gradcheck.paper.presets import get_preset
-from gradcheck.paper.settings import in_mode, preset_for, spec_for
+from gradcheck.paper.settings import folder_of, in_mode, preset_for, spec_for
 from gradcheck.paper.quirks import DEFAULT_MODE, parse_mode
 from gradcheck.paper.saved import sidecar_of
 from gradcheck.paper.figures import FIGURES, figure_specs
@@ -282,3 +282,9 @@ def test_one_class_in_two_files_has_two_folders(tmp_path):
     assert a != b and a.startswith("smoke-S-") and preset_for("smoke", stabilizer=f"{tmp_path}/a.py:S").name == a
     assert len({preset_for("smoke", stabilizer=name).name for name in ("adam", "adam_corrected", "ema")}) == 3
     assert preset_for("smoke", stabilizer="ema").name == "smoke-ema"
+
+
+def test_models_of_ones_own_under_two_presets_have_two_folders(mine):
+    own = dict(denoiser=str(mine / "pipeline"), classifier=f"{mine}/mine.py:make")
+    laptop, smoke = (folder_of(preset_for(name, **own), {}) for name in ("laptop", "smoke"))
+    assert laptop.startswith("own-mine-") and smoke == f"{laptop}-smoke"
