@@ -105,9 +105,9 @@ def unguided(roles, layout): return Curve(roles[-1], "unguided", "grey", layout)
 # %% ../../nbs/5_paper/05_curves.ipynb #70689e2e
 @dataclass(frozen=True)
 class Figure:
-    """A figure's title, caption, where its content is known from, the paper's protocol, and its curves: a function from
-    the classifiers' roles to label -> `Curve`; `shares` names figures whose runs it uses too; an `appendix` is made
-    only where it is asked for."""
+    """A figure's title, caption, where its content is known from, what is known of the paper's protocol, and its
+    curves: a function from the classifiers' roles to label -> `Curve`; `shares` names figures whose runs it uses too;
+    an `appendix` is made only where it is asked for."""
     title: str
     caption: str
     source: str

@@ -130,7 +130,7 @@ FIGURES["figure_8"] = Figure(
 # %% ../../nbs/5_paper/06_figures.ipynb #fd1cce71
 FIGURES["table_1"] = Figure(
     "Classifier × stabilisation",
-    "Every variant under the paper's protocol, at about the same injected energy. Picture: sizes and places of the "
+    "Every variant in all steps of the preset, at about the same injected energy. Picture: sizes and places of the "
     "balls in the samples against the data's.",
     "our reading: the rows and columns that the authors' later code logs",
     INCEPTION,
@@ -199,7 +199,7 @@ FIGURES["table_1_appendix"] = Figure(
     "More ways to stabilise",
     "The non-robust classifier, stabilised in the paper's ways and in others: target probability by the judge against "
     "no modification, at equal injected energy (left) and at equal cost (right), with 95 % intervals.",
-    "not in the paper; each way's reference stands in presets",
+    "not in the paper; each way's reference stands in variants",
     "not in the paper",
     lambda roles: {"no guidance": unguided(roles, respaced)} | more(roles[-1], at_equal_energy_and_cost),
     appendix=True,

@@ -38,8 +38,8 @@ DEFAULT_MODE = dict.fromkeys(QUIRKS, "corrected") | dict(adam="paper", clip="pap
 
 # %% ../../nbs/5_paper/02_quirks.ipynb #c751d020
 def parse_mode(text):
-    """`"corrected"` (the default), `"paper"`, or single switches as in `"start=paper,adam=corrected"`, to a dict switch
-    -> corrected or paper."""
+    """`"corrected"` (the default: all but `adam` and `clip`), `"paper"` (all), or single switches as in
+    `"start=paper,adam=corrected"`, to a dict switch -> corrected or paper."""
     mode = dict(DEFAULT_MODE)
     for word in str(text).split(","):
         name, equals, value = word.strip().partition("=")
