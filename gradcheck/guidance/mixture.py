@@ -33,18 +33,17 @@ class Components:
     def __post_init__(self):
         shapes = [tuple(v.shape) for v in (self.means, self.std, self.weights, self.labels)]
         k = len(self.means)
-        for right, message in (
-            (shapes == [(k, 2), (k,), (k,), (k,)],
-             f"a mixture needs means (K, 2) and std, weights and labels (K,); these have the shapes {shapes}."),
-            ((self.weights > 0).all() and abs(self.weights.sum() - 1) <= 1e-6,
-             f"the weights of a mixture are positive and sum to 1; these sum to {self.weights.sum():g}: "
-             f"{self.weights.tolist()}."),
-            ((self.std > 0).all(),
-             f"the standard deviations of a mixture are positive; these are {self.std.tolist()}."),
-            (set(self.labels.tolist()) == set(range(self.classes)),
-             f"the labels of a mixture are all of the classes 0, 1, ...; these are {self.labels.tolist()}."),
-        ):
-            if not right: raise UserError(message)
+        if shapes != [(k, 2), (k,), (k,), (k,)]:
+            raise UserError(f"a mixture needs means (K, 2) and std, weights and labels (K,); these have the shapes "
+                            f"{shapes}.")
+        if not ((self.weights > 0).all() and abs(self.weights.sum() - 1) <= 1e-6):
+            raise UserError(f"the weights of a mixture are positive and sum to 1; these sum to {self.weights.sum():g}: "
+                            f"{self.weights.tolist()}.")
+        if not (self.std > 0).all():
+            raise UserError(f"the standard deviations of a mixture are positive; these are {self.std.tolist()}.")
+        if set(self.labels.tolist()) != set(range(self.classes)):
+            raise UserError(f"the labels of a mixture are all of the classes 0, 1, ...; these are "
+                            f"{self.labels.tolist()}.")
 
     @property
     def classes(self): return int(self.labels.max()) + 1

@@ -215,6 +215,7 @@ def check_parts(guidance, x_T, sampler):
     if not fits: raise UserError(f"x_T is {described(x_T)}; give noise (N, C, H, W), as randn makes it.")
     if odd_image(x_T) is not None: raise UserError("x_T holds NaN or infinity; give noise, as randn makes it.")
 
+# %% ../../nbs/3_guidance/03_sampling.ipynb #ae0532eb
 def guided_steps(
     ddpm, denoiser, guidance, x_T, generator, steps=None, sampler=Ancestral(), micro_batch=None, repeats=1
 ):
@@ -230,17 +231,18 @@ def guided_steps(
     guidance.reset(own_seeds(generator, len(x_T)))
     micro_batch = as_micro_batch(micro_batch)
     x_t = x_T.contiguous(memory_format=torch.channels_last)
+    def noise(): return randn(x_t.shape, generator, x_t.device).to(x_t.dtype)
     for t, t_prev, back in ddpm.visits(steps, repeats):
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
         check_finite(gradient, t, guidance)
         stabilised = guidance.stabilise(gradient, t)
-        noise = randn(x_t.shape, generator, x_t.device).to(x_t.dtype)
-        x0_hat = ddpm.clip_x0(x0_raw)
         push = (guidance.scale_at(t) or 0.0) * stabilised
-        x_prev = sampler.step(ddpm, x_t, x0_hat, t, t_prev, noise, push)
+        x0_hat = ddpm.clip_x0(x0_raw)
+        x_prev = sampler.step(ddpm, x_t, x0_hat, t, t_prev, noise(), push)
         check_state(x_prev, t, guidance)
-        yield Step(t, x_t, x0_raw, x0_hat, gradient, stabilised, sampler.gain(ddpm, t, t_prev, x_t) * push, x_prev)
-        x_t = ddpm.renoise(x_prev, t_prev, t, randn(x_t.shape, generator, x_t.device).to(x_t.dtype)) if back else x_prev
+        shift = sampler.gain(ddpm, t, t_prev, x_t) * push
+        yield Step(t, x_t, x0_raw, x0_hat, gradient, stabilised, shift, x_prev)
+        x_t = ddpm.renoise(x_prev, t_prev, t, noise()) if back else x_prev
 
 def sample(*args, **kwargs):
     "The final images of `guided_steps`, clamped to [-1, 1]."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['undisturbed', 'Own', 'noted', 'built_classifier', 'weights_of', 'made_ready', 'held_by', 'content_digest', 'within',
-           'of_one_sum', 'bounded', 'are_probabilities', 'gradient_at', 'answers_of', 'probe', 'names_given',
-           'function_card']
+           'of_one_sum', 'bounded', 'are_probabilities', 'gradient_at', 'answers_of', 'fault_of', 'probe',
+           'names_given', 'function_card']
 
 # %% ../../nbs/2_models/13_own.ipynb #b4a59e2d
 import hashlib
@@ -180,6 +180,28 @@ def answers_of(logits, gradient):
     told = [*(logits.cpu().double() @ sums).flatten(), *gradient.cpu().double().flatten(1).norm(dim=1)]
     return " ".join(f"{v:.3g}" for v in told)
 
+def fault_of(model, x, logits, gradient):
+    """Why a classifier with these logits (N, classes) for images x (N, C, H, W), and this gradient (N, C, H, W) or
+    None, cannot guide, in words; "" if it can."""
+    def differ(a, b): return (a - b).abs().max() / logits.abs().max().clamp(min=1e-6)
+    if not 1 <= logits.shape[1] <= MOST_CLASSES:
+        return f"has {logits.shape[1]} classes; 1 to {MOST_CLASSES} are allowed"
+    if not logits.isfinite().all(): return "returns NaN or infinity for images in [-1, 1]"
+    if are_probabilities(model, x, logits):
+        return "returns probabilities; return the logits that enter its softmax, sigmoid or tanh"
+    if not differ(model(x), logits) <= 1e-3:
+        return "answers the same images differently each time; turn off what it draws at random"
+    if not differ(model(x[:1]), logits[:1]) <= 1e-2:
+        return ("answers an image differently beside others (batch normalisation without running statistics?); its "
+                "answer must depend on the image alone")
+    if gradient is None:
+        return ("gives no gradient with respect to the image (no_grad, rounding or an index inside?); return logits "
+                "that are computed from it")
+    if not gradient.norm().isfinite():
+        return ("has a gradient that is NaN or infinite for images in [-1, 1] (a root or a logarithm of 0, a division "
+                "by 0?); keep these away from 0")
+    return ""
+
 @torch.no_grad()
 def probe(model, name, shape, images=4, device="cpu"):
     """Logits (images, classes) of a classifier of yours for noise, and a gradient (images, C, H, W); `UserError` for an
@@ -188,26 +210,7 @@ def probe(model, name, shape, images=4, device="cpu"):
     x = x * torch.logspace(0, -1, images, device=device)[:, None, None, None]      # noise of one contrast is all alike
     logits = model(x)
     gradient = gradient_at(model, name, 0.9 * x)
-    def differ(a, b): return (a - b).abs().max() / logits.abs().max().clamp(min=1e-6)
-    for right, fault in (
-        (lambda: 1 <= logits.shape[1] <= MOST_CLASSES,
-         f"has {logits.shape[1]} classes; 1 to {MOST_CLASSES} are allowed"),
-        (lambda: logits.isfinite().all(), "returns NaN or infinity for images in [-1, 1]"),
-        (lambda: not are_probabilities(model, x, logits),
-         "returns probabilities; return the logits that enter its softmax, sigmoid or tanh"),
-        (lambda: differ(model(x), logits) <= 1e-3,
-         "answers the same images differently each time; turn off what it draws at random"),
-        (lambda: differ(model(x[:1]), logits[:1]) <= 1e-2,
-         "answers an image differently beside others (batch normalisation without running statistics?); its answer "
-         "must depend on the image alone"),
-        (lambda: gradient is not None,
-         "gives no gradient with respect to the image (no_grad, rounding or an index inside?); return logits that are "
-         "computed from it"),
-        (lambda: gradient.norm().isfinite(),
-         "has a gradient that is NaN or infinite for images in [-1, 1] (a root or a logarithm of 0, a division by 0?); "
-         "keep these away from 0"),
-    ):
-        if not right(): raise UserError(f"the classifier {name!r} {fault}.")
+    if fault := fault_of(model, x, logits, gradient): raise UserError(f"the classifier {name!r} {fault}.")
     return logits, gradient
 
 # %% ../../nbs/2_models/13_own.ipynb #e64a598c

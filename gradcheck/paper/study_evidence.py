@@ -50,7 +50,7 @@ def of_cells(of, table, names, columns):
     """`of` each cell (its `columns` as arrays; it gives columns too), as one table with those of the `names` that tell
     cells apart, in the order of their first rows."""
     cells = table.groupby(names, sort=False).ngroup().to_numpy()
-    order = np.argsort(cells, kind="stable")
+    order = np.argsort(cells, kind="stable")            # cells as slices: a table for each of thousands is slow
     arrays = {c: table[c].to_numpy()[order] for c in columns}
     first = np.flatnonzero(np.diff(cells[order], prepend=-1))
     found = [of({c: rows[a:b] for c, rows in arrays.items()}) for a, b in pairwise([*first, len(order)])]
