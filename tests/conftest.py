@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -97,6 +98,20 @@ def forked_workers():
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADCHECK_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def only_engine(monkeypatch):
+    "A context: within it, whatever computes runs by another engine than the one that it gives is a failure."
+    from gradcheck.runs.runs import Local, Machine
+    def unasked(): pytest.fail("another engine was asked than the one that was given")
+    @contextmanager
+    def only():
+        engine = Local(Machine("cpu"))
+        with monkeypatch.context() as m:
+            for module in ("loose", "runs"): m.setattr(f"gradcheck.runs.{module}.Local", unasked)
+            yield engine
+    return only
 
 
 @pytest.fixture

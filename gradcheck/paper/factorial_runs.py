@@ -15,6 +15,7 @@ import torch
 from ..core import located
 from ..guidance.gradients import cosine
 from ..guidance.stabilizers import make_stabilizer
+from ..runs.cluster import device_here
 from ..runs.runs import steps_of
 from .factorial import ADAM_WAYS, FACTORIAL, decide_factorial, read_factorial
 from .study import Study, cells_of, known_cells, scales_of, spec_of
@@ -40,26 +41,26 @@ def factorial_rows(cell, energy, run, quality):
 
 # %% ../../nbs/5_paper/23_factorial_runs.ipynb #7ecd2b64
 @torch.no_grad()
-def filtered(spec, ways):
+def filtered(spec, ways, device="cpu"):
     "name -> mean similarity (N,) of a run's raw gradients, as each of `ways` (name -> fields) would stabilise them."
     stride = spec.diffusion.T / spec.steps
     filters = {name: make_stabilizer(way.get("stabilizer", "none")).spanning(stride) for name, way in ways.items()}
     found = {name: [] for name in ways}
     previous = {}
-    for step in steps_of(spec, range(spec.count), micro_batch=None):
+    for step in steps_of(spec, range(spec.count), device, None):
         for name, stabilizer in filters.items():
             output = stabilizer(step.gradient)
             if name in previous: found[name].append(cosine(output, previous[name]))
             previous[name] = output
-    return {name: torch.stack(rows).nanmean(0).nan_to_num() for name, rows in found.items()}
+    return {name: torch.stack(rows).nanmean(0).nan_to_num().cpu() for name, rows in found.items()}
 
-def afterwards(cells, scales, study, preset="laptop"):
+def afterwards(cells, scales, study, preset="laptop", device="cpu"):
     "The table of the similarities of all stabilizers, applied afterwards to the plain runs at the energy `AT`."
     rows = []
     for cell in cells:
         if cell.variant != "plain": continue
         spec = spec_of(cell, scales[cell][study.energies.index(AT)], study, preset)
-        for name, similarity in filtered(spec, study.ways[cell.kind]).items():
+        for name, similarity in filtered(spec, study.ways[cell.kind], device).items():
             rows.append(described(replace(cell, variant=name), spec.count).assign(similarity=similarity.numpy()))
     return pd.concat(rows, ignore_index=True)
 
@@ -74,10 +75,10 @@ def write_factorial(tables, known, folder):
 
 def factorial_tables(cells, study, preset="laptop", engine=None):
     "The tables of some cells by name, from the cache or computed."
-    scales = scales_of(cells, study, preset)
+    scales = scales_of(cells, study, preset, engine)
     along = runs_along(cells, scales, study, preset, engine)
     outcomes = pd.concat([factorial_rows(*found) for found in along], ignore_index=True)
-    return dict(outcomes=outcomes, afterwards=afterwards(cells, scales, study, preset))
+    return dict(outcomes=outcomes, afterwards=afterwards(cells, scales, study, preset, device_here(engine)))
 
 def full_factorial(out="results/adam", study=ADAM_STUDY, preset="laptop", engine=None, report=print):
     "Run ADAM's parts, from the cache where it has runs; write the numbers and the verdicts into `out`, the folder."

@@ -27,6 +27,7 @@ from .study import PILOT_IMAGES, Study, cells_of, known_cells, scales_of, spec_o
 from .study_results import unpacked, write_files
 from .study_runs import outcome_rows, runs_along
 from ..runs.chunks import candidates_of, derived
+from ..runs.cluster import device_here
 from ..runs.pace import seconds_per_image_step
 from ..runs.quality import kid_to, real_quality
 from ..runs.runs import steps_of
@@ -92,10 +93,11 @@ def costs_of(study=FRONTIER_STUDY, preset="laptop", device="cpu", times=3):
     return pd.DataFrame(rows)[[*COSTS]]
 
 # %% ../../nbs/5_paper/28_frontier_runs.ipynb #bc743b6f
-def scales_in(cells, study, preset):
+def scales_in(cells, study, preset, engine=None):
     "steps -> cell -> scales: a function; scales of one way, zero where nothing guides."
     unguided = study.ways[cells[0].kind][cells[0].variant]["where"] == "unguided"
-    found = {cell: [0.0] * len(study.energies) for cell in cells} if unguided else scales_of(cells, study, preset)
+    if unguided: found = {cell: [0.0] * len(study.energies) for cell in cells}
+    else: found = scales_of(cells, study, preset, engine)
     def scales(steps):
         if unguided or steps == study.steps: return found
         whole = spec_of(cells[0], PROBE, study, preset)
@@ -110,7 +112,7 @@ def frontier_rows(cell, energy, run, quality):
 
 def way_rows(cells, steps, study, preset="laptop", engine=None):
     "The outcomes of all `cells` of a way, in each of some numbers of `steps`; from the cache or computed."
-    scales = scales_in(cells, study, preset)
+    scales = scales_in(cells, study, preset, engine)
     tables = [
         frontier_rows(*found)
         for n in steps
@@ -177,7 +179,7 @@ def full_frontiers(out="results/frontiers", study=FRONTIER_STUDY, preset="laptop
     """Run the frontiers, from the cache where it has them; write the numbers into `out` after each way (where there are
     more already, at the end); returns the folder."""
     folder = located(out)
-    costs = kept_costs(folder, study, preset, pick_device("auto"))      # where a few images are computed
+    costs = kept_costs(folder, study, preset, device_here(engine))
     cells = cells_by_way(study, preset)
     tables, done, there = [], {}, ways_in(folder)
     for way in costs.to_dict("records"):

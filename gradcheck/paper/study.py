@@ -149,8 +149,8 @@ def spec_of(cell, scale, study, preset="laptop", **changes):
 
 # %% ../../nbs/5_paper/17_study.ipynb #c952e845
 def run_batches(specs, count, engine=None):
-    "label -> `RunResult` of settings (a dict) of `count` images in a batch each, by an engine where they fill a tile."
-    if count % TILE: return run_all(specs, count, in_tiles(None, 1), loose_folder())
+    "label -> `RunResult` of settings (a dict) of `count` images in a batch each, by an engine (`Local` by default)."
+    if count % TILE: return run_all(specs, count, in_tiles(engine, 1), loose_folder())
     return run_all(specs, count, engine)
 
 def finite(run, specs, *args):
@@ -171,13 +171,13 @@ def pilot_of(cell, scale, study, preset):
     "The `RunSpec` of a pilot of a cell at a scale."
     return spec_of(cell, scale, study, preset, count=PILOT_IMAGES, seed=study.pilot_seed)
 
-def pilots(cells, scales, study, preset, what):
+def pilots(cells, scales, study, preset, what, engine=None):
     "The mean energy that each cell injects at its scale, on the pilots' noise."
     specs = {
         f"{what} {i + 1} of {len(cells)}: {c}": pilot_of(c, s, study, preset)
         for i, (c, s) in enumerate(zip(cells, scales))
     }
-    runs = finite(run_batches, specs, PILOT_IMAGES)
+    runs = finite(run_batches, specs, PILOT_IMAGES, engine)
     return [runs[label].energy.mean().item() if label in runs else BEYOND for label in specs]
 
 # %% ../../nbs/5_paper/17_study.ipynb #39ea495e
@@ -185,17 +185,17 @@ def pilot_scales(injected):
     "The scales of a cell's pilots, from the energy that its probe injected."
     return [three_digits(PROBE * ENERGY / injected * f) for f in PILOTS]
 
-def energy_curves(cells, study, preset):
+def energy_curves(cells, study, preset, engine=None):
     "(scales, energies) of the pilots of each cell."
-    injected = pilots(cells, [PROBE] * len(cells), study, preset, "probe")
+    injected = pilots(cells, [PROBE] * len(cells), study, preset, "probe", engine)
     for cell, energy in zip(cells, injected): check_injected(spec_of(cell, PROBE, study, preset), energy)
     scales = [pilot_scales(energy) for energy in injected]
     repeated = [cell for cell in cells for _ in PILOTS]
-    energies = pilots(repeated, [s for row in scales for s in row], study, preset, "pilot")
+    energies = pilots(repeated, [s for row in scales for s in row], study, preset, "pilot", engine)
     return [(row, energies[i * len(PILOTS):(i + 1) * len(PILOTS)]) for i, row in enumerate(scales)]
 
 # %% ../../nbs/5_paper/17_study.ipynb #fe16ed0b
-def scales_of(cells, study, preset="laptop"):
+def scales_of(cells, study, preset="laptop", engine=None):
     "cell -> scales for the study's energies, and for `ENERGY` (the last one)."
-    curves = energy_curves(cells, study, preset)
+    curves = energy_curves(cells, study, preset, engine)
     return {cell: interpolate_scales(*curve, [*study.energies, ENERGY]) for cell, curve in zip(cells, curves)}

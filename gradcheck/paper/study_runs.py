@@ -133,12 +133,12 @@ def similarity_rows(cell, run):
     )
     return described(cell, len(run.samples)).assign(**{name: x.nan_to_num().numpy() for name, x in found.items()})
 
-def similarities(cells, scales, study, preset="laptop"):
+def similarities(cells, scales, study, preset="laptop", engine=None):
     "The table of all similarities, from the cache or computed."
     asked = {f"{cell}, T = {study.long_steps}": cell for cell in cells}
     specs = {
         label: spec_of(c, scales[c][-1], study, preset, steps=study.long_steps, count=study.long_count)
         for label, c in asked.items()
     }
-    runs = finite(run_batches, specs, study.long_count)
+    runs = finite(run_batches, specs, study.long_count, engine)
     return pd.concat([similarity_rows(asked[label], run) for label, run in runs.items()], ignore_index=True)

@@ -161,10 +161,10 @@ def test_stabilised_afterwards_is_the_stabilizer_on_the_runs_own_gradients():
     assert not torch.allclose(found["plain"], found["0.9/0.999 rescaled"], atol=1e-3)
 
 
-def test_the_smallest_factorial_runs_and_resumes(tmp_path, monkeypatch):
+def test_the_smallest_factorial_runs_and_resumes(tmp_path, monkeypatch, only_engine):
     monkeypatch.setattr("gradcheck.paper.study.PILOT_IMAGES", 1)
     said = []
-    folder = full_factorial(tmp_path / "a", TINY, report=said.append)
+    with only_engine() as engine: folder = full_factorial(tmp_path / "a", TINY, engine=engine, report=said.append)
     again = full_factorial(tmp_path / "b", TINY, report=said.append)
     assert {p.name for p in folder.iterdir()} == {"outcomes.csv.gz", "afterwards.csv.gz", "claims.csv", "adam.json"}
     for path in folder.iterdir(): assert (again / path.name).read_bytes() == path.read_bytes(), path.name

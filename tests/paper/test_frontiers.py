@@ -195,7 +195,7 @@ def looked_at(samples, target):
     return Quality(samples.float().flatten(1)[:, :64], seen)
 
 
-def test_the_smallest_frontiers_run_and_go_on(tmp_path, own_cache, monkeypatch):
+def test_the_smallest_frontiers_run_and_go_on(tmp_path, own_cache, monkeypatch, only_engine):
     "The second time, no way is run again, and all is the same to the byte; costs are those of the folder."
     real = {name: looked_at(torch.arange(8 * 64).view(8, 64), 0) for name in ("all", "target")}
     monkeypatch.setattr("gradcheck.paper.study_runs.quality_of", looked_at)
@@ -203,7 +203,7 @@ def test_the_smallest_frontiers_run_and_go_on(tmp_path, own_cache, monkeypatch):
     costs = pd.DataFrame(dict(variant=["plain", "best of 2"], cost=[1.2, 2.0], steps=2, equal_steps=[2, 1]))
     for name in "ab": write_files(dict(costs=costs), {}, {}, tmp_path / name)
     said = []
-    folder = full_frontiers(tmp_path / "a", TINY, report=said.append)
+    with only_engine() as engine: folder = full_frontiers(tmp_path / "a", TINY, engine=engine, report=said.append)
     monkeypatch.setattr(frontier_runs, "way_rows", lambda *args: pytest.fail("a finished way is run again"))
     again = full_frontiers(tmp_path / "b", TINY, report=said.append)
     names = {"outcomes.csv.gz", "costs.csv.gz", "ranking.csv", "frontiers.json"}

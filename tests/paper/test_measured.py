@@ -113,6 +113,9 @@ def test_the_command_takes_the_looks_and_nothing_else(cli, monkeypatch, tmp_path
     assert cli("reproduce", "similarity_and_success", "--full", "--plan")[1] == "a plan\n"
     assert cli("reproduce", "similarity_and_success", "--full", "--out", tmp_path)[0] == 0
     assert len(read_measures(tmp_path / "study")) == 1
+    for option in (("--memory", "foo"), ("--checkpointing",), ("--dask", "local"), ("--device", "cuda")):
+        code, _, err = cli("reproduce", "similarity_and_success", "--full", "--out", tmp_path, *option)
+        assert code == 2 and f"{option[0]} was given" in err and err.count("\n") == 1
 
 
 def test_the_plan_counts_the_gradients():

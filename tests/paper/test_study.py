@@ -255,15 +255,15 @@ def test_claims_are_decided_under_the_authors_draws_too():
     assert [list(r)[1:2] for r in summary(table)][:1] == [["the authors' protocol on their draws"]]
 
 
-def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch):
-    "Of two classes, which is all that it needs, by pilots of one image."
+def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch, only_engine):
+    "Of two classes, which is all that it needs, by pilots of one image; all by the engine that is given."
     monkeypatch.setattr("gradcheck.paper.study.PILOT_IMAGES", 1)
     monkeypatch.setattr("gradcheck.paper.study_runs.real_quality", partial(real_quality, count=100))
     two = lambda study, preset="laptop": [cell for cell in cells_of(study, preset) if cell.target < 2]
     monkeypatch.setattr("gradcheck.paper.full.cells_of", two)
     monkeypatch.setattr("gradcheck.paper.full.base_rates", lambda *of: base_rates(*of).query("target < 2"))
     said = []
-    folder = full(tmp_path / "a", TINY, report=said.append)
+    with only_engine() as engine: folder = full(tmp_path / "a", TINY, engine=engine, report=said.append)
     known = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     assert {c["kind"] for c in known["classifiers"]} == {"robust", "nonrobust"} and known["study"]["steps"] == 2
     assert "raises the target probability" in said[0]

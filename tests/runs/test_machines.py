@@ -20,7 +20,7 @@ from gradcheck.core import UserError, project_root
 from gradcheck.models.ddpm import DDPM
 from gradcheck.paper.presets import PRESETS, get_preset
 from gradcheck.paper.settings import spec_for
-from gradcheck.guidance.sampling import WHERE, Guidance, guided_steps
+from gradcheck.guidance.sampling import WHERE, Guidance, NonFinite, guided_steps
 from gradcheck.models.batches import MicroBatch
 from gradcheck.models.networks import Autocast, freeze, has_units
 from gradcheck.models.batches import LiveBytes, parse_bytes, resident_bytes, step_bytes
@@ -317,6 +317,27 @@ def test_a_setting_that_cannot_be_computed_is_a_sentence_from_a_worker_too(clust
     engine = object.__new__(Dask)
     engine.__dict__.update(cluster.__dict__, machine=Machine("cuda:7"))
     with pytest.raises(UserError, match="torch sees"): run(replace(SPEC, count=4), 4, engine, tmp_path)
+
+
+def test_a_picture_that_is_not_finite_on_a_worker_is_told_by_its_run(monkeypatch):
+    "So that a study leaves that run out, wherever it was computed."
+    from gradcheck.runs import cluster
+    class Failed:
+        def result(self): raise NonFinite("not finite")
+    class Client:
+        def submit(self, *of, **how): return Failed()
+        def __getattr__(self, name): return lambda *of: None
+    monkeypatch.setattr(cluster, "look", lambda client: None)
+    monkeypatch.setattr(cluster, "as_finished", lambda client, futures: futures)
+    with pytest.raises(NonFinite) as e: next(cluster.computed(Client(), Machine(), [("odd", SPEC, range(4))], None))
+    assert e.value.label == "odd"
+
+
+def test_a_wait_that_is_over_is_known_by_either_of_its_names():
+    "Up to Python 3.10 they are two."
+    import asyncio
+    from gradcheck.runs.cluster import TIMED_OUT
+    assert {*TIMED_OUT} == {TimeoutError, asyncio.TimeoutError}
 
 
 def test_an_address_that_does_not_answer():
