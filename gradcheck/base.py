@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'SWEPT', 'DAY', 'MOST_JSON', 'UserError', 'choose', 'shown', 'described', 'make_folder', 'sweep', 'alone',
-           'write_bytes', 'project_root', 'command_folder', 'located', 'cache_root', 'command_file', 'absolute',
-           'save_atomically', 'read_meta', 'read_json']
+           'write_bytes', 'remove', 'project_root', 'command_folder', 'located', 'cache_root', 'command_file',
+           'absolute', 'save_atomically', 'read_meta', 'read_json']
 
 # %% ../nbs/00_base.ipynb #4208e7eb
 import contextlib
@@ -123,6 +123,11 @@ def _write(path, temporary, data):
             os.fsync(handle.fileno())
             os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
+
+def remove(path):
+    "Remove a file where there is one; `UserError` if that is not possible."
+    try: Path(path).unlink(missing_ok=True)
+    except (OSError, ValueError) as e: raise UserError(f"cannot remove {str(path)[:300]!r}: {_why(e)}.") from None
 
 # %% ../nbs/00_base.ipynb #e13f65bc
 def project_root():

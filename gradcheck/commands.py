@@ -181,15 +181,8 @@ def export(
     out: Path = Path("results/pipeline"),
 ):
     "Save a denoiser as a pipeline folder that diffusers loads."
-    from gradcheck.models.catalogue import denoiser_card
-    from gradcheck.models.checkpoints import load_denoiser
-    from gradcheck.models.ddpm import DDPM
-    from gradcheck.models.exports import copy_start, save_pipeline
-    unet = load_denoiser(denoiser)
-    make_folder(out)
-    save_pipeline(unet, DDPM(**denoiser_card(denoiser).get("diffusion", {})), out)
-    copy_start(denoiser, out)
-    patch = unet.config.patch
+    from gradcheck.models.exports import export_denoiser
+    patch = export_denoiser(denoiser, out).config.patch
     said = f"; images are pixel_shuffle({patch}) of what the unet returns" if patch > 1 else ""
     typer.echo(f"{out}: unet/ and scheduler/{said}")
 

@@ -12,8 +12,12 @@ from conftest import generator
 from safetensors.torch import load_file, save_file
 
 from gradcheck.core import UserError, seeded
+from gradcheck.models import exports
+from gradcheck.models.catalogue import has_start
+from gradcheck.models.checkpoints import load_start, save_weights
+from gradcheck.models.exports import export_denoiser
 from gradcheck.models.folders import NEW, SCHEDULER, STEM, UNET, refuse_hub_id
-from gradcheck.models.interop import expected_shapes, load_pipeline, pipeline_card, read_unet
+from gradcheck.models.interop import expected_shapes, load_pipeline, pipeline_card, read_patch, read_unet
 from gradcheck.models.unet import UNet, UNetConfig
 from gradcheck.runs.specs import RunSpec
 
@@ -545,3 +549,42 @@ def test_one_channel_is_sampled_from_the_command_line(tmp_path, cli):
     )
     assert code == 0, err
     assert pipeline_card(tmp_path / "p")["shape"] == (1, 28, 28) and list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.fixture
+def two_denoisers(tmp_path):
+    "One on patches with a matched start beside it, one without either."
+    for name, patch in (("a", 2), ("b", 1)):
+        config = UNetConfig(size=16 * patch, patch=patch, widths=(8, 16), attention=(False, True), layers=1, groups=4)
+        with seeded(0): save_weights(UNet(config), tmp_path / name / "ddpm.safetensors", dict(diffusion=dict(T=50)))
+    save_weights(load_start("laptop/start"), tmp_path / "a" / "start.safetensors", {})
+    return tmp_path
+
+
+def test_an_export_into_an_earlier_ones_folder_leaves_nothing_of_it(two_denoisers):
+    pytest.importorskip("diffusers")
+    out = two_denoisers / "out"
+    export_denoiser(two_denoisers / "a" / "ddpm.safetensors", out)
+    assert has_start(out) and read_patch(out) == 2
+    export_denoiser(two_denoisers / "b" / "ddpm.safetensors", out)
+    assert not has_start(out) and read_patch(out) == 1 and pipeline_card(out)["shape"] == (3, 16, 16)
+    assert {p.name for p in out.iterdir()} == {"unet", "scheduler", "model_index.json"}
+
+
+@pytest.mark.parametrize("killed_at", ["write_start", "write_patch", "save_pipeline"])
+def test_an_export_that_was_killed_is_no_pipeline(two_denoisers, monkeypatch, killed_at):
+    diffusers, out = pytest.importorskip("diffusers"), two_denoisers / "out"
+    export_denoiser(two_denoisers / "a" / "ddpm.safetensors", out)
+    def kill(*of, **how): raise KeyboardInterrupt
+    if killed_at == "save_pipeline": monkeypatch.setattr(diffusers.DDPMScheduler, "save_pretrained", kill)
+    else: monkeypatch.setattr(exports, killed_at, kill)
+    with pytest.raises(KeyboardInterrupt): export_denoiser(two_denoisers / "b" / "ddpm.safetensors", out)
+    with pytest.raises(UserError, match="config.json"): pipeline_card(out)
+
+
+def test_an_export_touches_no_start_but_an_exports_own(two_denoisers):
+    pytest.importorskip("diffusers")
+    before = {p.name: p.read_bytes() for p in (two_denoisers / "a").iterdir()}
+    with pytest.raises(UserError, match="matched start of another denoiser; choose another folder"):
+        export_denoiser(two_denoisers / "b" / "ddpm.safetensors", two_denoisers / "a")
+    assert {p.name: p.read_bytes() for p in (two_denoisers / "a").iterdir()} == before
