@@ -5,6 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from gradcheck.core import UserError
+from gradcheck.paper import saved
+from gradcheck.paper.compare import made_in
 from gradcheck.paper.page import write_page
 from gradcheck.paper.reproduce import concluded
 from gradcheck.paper.tables import as_html
@@ -235,3 +238,15 @@ def test_words_where_claims_have_numbers(folder, column):
 def test_an_empty_folder_has_a_page_too(tmp_path):
     text, said = page_of(tmp_path)
     assert said == [] and "<figure" not in text and "What is not known" in text
+
+
+def test_a_figure_that_was_killed_while_it_was_written_anew_is_not_taken_for_whole(folder, monkeypatch):
+    "Its picture may be new and its numbers old, so it has no sidecar."
+    for suffix in ("html", "md", "tex", "pdf"): (folder / f"figure_1.{suffix}").write_text("old")
+    def kill(*of): raise KeyboardInterrupt
+    monkeypatch.setattr(saved, "figure_bytes", kill)
+    with pytest.raises(KeyboardInterrupt): saved.write_figure(folder / "figure_1", None, CLAIMS, {}, 90)
+    assert {p.suffix for p in folder.glob("figure_1.*")} == {".png", ".csv", ".pdf"}
+    text, said = page_of(folder)
+    assert 'id="figure_1"' not in text and len(said) == 1 and said[0].endswith("is missing; make figure_1 again.")
+    with pytest.raises(UserError, match="is missing; make figure_1 again"): made_in(folder)
