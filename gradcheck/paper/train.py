@@ -22,7 +22,7 @@ from ..base import alone, read_json
 from ..core import UserError, choose, image_generators, make_folder, seeded
 from ..guidance.sampling import UNGUIDED, sample
 from ..models.autoencoder import Autoencoder, reconstruction_error, reconstruction_loss
-from ..models.checkpoints import ARCHITECTURES, CLASSIFIERS, save_weights
+from ..models.checkpoints import ARCHITECTURES, CLASSIFIERS, config_of, save_weights
 from ..models.ddpm import DDPM, GaussianStart
 from ..models.networks import freeze
 from ..models.resume import read_checkpoint
@@ -154,12 +154,13 @@ def begun_recipe(out):
 
 def recipe_within(minutes, out, resume, model, loss, data, recipe, device):
     """The recipe as a device follows it, shortened to `minutes` (None: as it is); where the training in `out` has
-    begun, as short as it was then, and in float32 if it was."""
+    begun, as short as it was then (but never longer than `recipe`), and in float32 if it was."""
     if minutes is not None and not 0 < minutes < float("inf"):
         raise UserError(f"{minutes:g} minutes of training were given; give a number above 0.")
     if resume and kept(out):
         begun = begun_recipe(out)
-        if minutes is not None: return begun
+        if minutes is not None and begun.steps <= recipe.steps:
+            recipe = replace(recipe, steps=begun.steps, warmup=begun.warmup)
         return recipe if begun.precision == recipe.precision else replace(recipe, precision="float32")
     recipe = on_device(recipe, device)
     if minutes is None: return recipe
@@ -217,7 +218,7 @@ def train(
             device,
             resume,
             on_checkpoint=sample_grid if what == "ddpm" else None,
-            identity=identity | data.identity,
+            identity=identity | dict(architecture=config_of(model)[0]) | data.identity,
         )
         before = said_before(trainer, what)
         model = trainer.run().cpu()

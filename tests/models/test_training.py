@@ -122,6 +122,28 @@ def test_minutes_shorten_the_recipe_and_the_card_says_so(tmp_path, cli, monkeypa
     assert spoken(tmp_path / "parts") == spoken(tmp_path / "whole")                           # its digest too
 
 
+@pytest.fixture
+def shortened_and_stopped(tmp_path, cli, monkeypatch):
+    "What runs the same training again with other options; it was shortened to 3 of 4 steps, and stopped after 2."
+    train = ("train", "classifier", "--preset", "smoke", "--out", tmp_path, "--minutes", "0.5")
+    monkeypatch.setattr("gradcheck.paper.train.seconds_per_step", lambda *args: 10.0)
+    with stopped_at(2): assert cli(*train, "--seed", "1")[0] == 130
+    return lambda *more: cli(*train, *more, "--resume")
+
+
+@pytest.mark.parametrize("more, was", [
+    (("--seed", "2"), "recipe was {'seed': 1}"),
+    ((), "recipe was {'seed': 1}"),
+    (("--seed", "1", "--steps", "2"), "recipe was {'steps': 3}"),
+    (("--seed", "1", "--architecture", "ResNet"), "architecture was MobileNetV3Small"),
+])
+def test_what_was_shortened_goes_on_as_it_was_begun_or_not_at_all(shortened_and_stopped, tmp_path, more, was):
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    code, _, err = shortened_and_stopped(*more)
+    assert code == 2 and was in err and "choose another folder" in err and err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
 def test_minutes_as_they_are_measured(tmp_path, cli, quickly_examined):
     assert cli("train", "ddpm", "--preset", "smoke", "--minutes", "0.0001", "--out", tmp_path)[0] == 0
     card = json.loads((tmp_path / "ddpm.json").read_text(encoding="utf-8"))
