@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'QUIRKS', 'DEFAULT_MODE', 'AUTHORS', 'PROTOCOLS', 'PROTOCOL_NAMES', 'READER', 'STUDIED', 'switch', 'coupled',
-           'parse_mode']
+           'parse_mode', 'in_mode']
 
 # %% ../../nbs/5_paper/02_quirks.ipynb #8efa394a
 import re
@@ -46,6 +46,15 @@ def parse_mode(text):
         if equals: mode[choose("switch", name, QUIRKS)] = choose(f"value of {name}", value, VALUES)
         else: mode = dict.fromkeys(QUIRKS, "paper") if choose("mode", name, VALUES) == "paper" else dict(DEFAULT_MODE)
     return mode
+
+# %% ../../nbs/5_paper/02_quirks.ipynb #b5e0a771
+def in_mode(preset, text):
+    """A preset under a mode. Where it differs from the default, scales are found anew and the figures get a folder of
+    their own."""
+    p, mode = preset, parse_mode(text)
+    if mode == DEFAULT_MODE: return p
+    for name, value in mode.items(): p = QUIRKS[name][value](p)
+    return replace(p, name=f"{p.name}-{str(text).replace(' ', '').replace(',', '-')}", scales=None)
 
 # %% ../../nbs/5_paper/02_quirks.ipynb #e07a1e17
 AUTHORS = "start=paper,objective=paper,state=paper"
