@@ -29,6 +29,7 @@ from ..models.catalogue import classifier_card, denoiser_card
 from .figures import FIGURES, colors_of, figure_specs, in_words
 from .plots import figure_bytes
 from .presets import Preset, get_preset
+from .quirks import check_heard
 from .settings import folder_of, preset_for, setting_of
 from .variants import ENERGY
 from ..runs.loose import in_tiles
@@ -128,6 +129,7 @@ PRESET_PARAMETERS = ("preset", "steps", "count", "images", "mode", "precision", 
 def asked(figures, parameters):
     """The `Preset` under the parameters (a dict) of figures, and what they change in the runs; `UserError` for what
     cannot be meant. Computes nothing."""
+    check_heard(parameters.get("mode"), objective=parameters.get("objective"))
     p = preset_for(**{k: parameters[k] for k in PRESET_PARAMETERS if k in parameters})
     changes = {k: parameters[k] for k in SPEC_PARAMETERS if k in parameters}
     if parameters.get("seed") is not None: image_generators(number("seed", parameters["seed"], int), ())

@@ -23,7 +23,7 @@ from ..kinds import number
 from ..models.catalogue import class_names, classifier_card, has_start
 from ..models.networks import PRECISIONS
 from .presets import get_preset
-from .quirks import in_mode
+from .quirks import DEFAULT_MODE, check_heard, in_mode, parse_mode
 from .variants import VARIANTS
 from ..runs.specs import PROBE, RunSpec, check_images, check_same_classes
 
@@ -122,6 +122,7 @@ def preset_for(
 ):
     """A preset (or its name) with its numbers of sampling steps, generations and held-out `images` replaced, in a mode,
     with `models` and a `stabilizer` of your own, its networks in a `precision`; None leaves things as they are."""
+    check_heard(mode, stabilizer=stabilizer, **models)
     p = with_stabilizer(in_mode(with_models(get_preset(preset), **models), mode), stabilizer)
     p = with_precision(p, precision)
     fields = sizes(p, steps, count, images)
@@ -189,8 +190,9 @@ USUAL = {"seed": 0, "target": 0, "mode": "corrected"}                      # all
 IN_NAME = ("target", "seed", "scale", "steps", "count", "objective", "image", "images")
 
 def setting_of(parameters):
-    "What differs from the defaults in a notebook's parameters (a dict), by name."
+    "What differs from the defaults in a notebook's parameters (a dict), by name; a mode that is the default does not."
     given = {k: v for k, v in parameters.items() if k not in ("preset", "out")}
+    if parse_mode(given.get("mode") or USUAL["mode"]) == DEFAULT_MODE: given["mode"] = USUAL["mode"]
     usual = USUAL | {"precision": get_preset(parameters.get("preset", "laptop")).precision}
     return {k: v for k, v in given.items() if v is not None and v != usual.get(k)}
 

@@ -9,8 +9,8 @@ import pytest
 from gradcheck.core import UserError
 from gradcheck.paper.figures import FIGURES
 from gradcheck.paper.reproduce import reproduce
-from gradcheck.paper.saved import PARAMETERS, open_figure
-from gradcheck.paper.settings import MODELS, preset_for, spec_for, with_models, with_stabilizer
+from gradcheck.paper.saved import PARAMETERS, asked, open_figure
+from gradcheck.paper.settings import MODELS, preset_for, setting_of, spec_for, with_models, with_stabilizer
 
 NOTEBOOKS = Path(__file__).parents[2] / "nbs" / "figures"
 
@@ -87,3 +87,24 @@ def test_in_python_empty_is_not_left_out_either():
         with pytest.raises(UserError, match="judge"): with_models(smoke, judge=value)
         with pytest.raises(UserError, match="unknown stabilizer"): with_stabilizer(smoke, value)
         with pytest.raises(UserError, match="unknown objective"): spec_for(smoke, "robust", "plain", objective=value)
+
+
+@pytest.mark.parametrize("mode, beside, named", [
+    ("judge=paper", dict(denoiser="laptop/ddpm", classifier="laptop/nonrobust", judge="laptop/judge"), "judge"),
+    ("adam=corrected", dict(stabilizer="ema"), "stabilizer"),
+    ("start=paper, adam=paper", dict(stabilizer="ema"), "stabilizer"),
+    ("draws=paper", dict(denoiser="laptop/ddpm", classifier="laptop/nonrobust"), "denoiser"),
+    ("objective=paper", dict(objective="log_probability"), "objective"),
+])
+def test_a_single_switch_that_is_overridden_is_refused(mode, beside, named):
+    with pytest.raises(UserError, match=f"the mode says .*=.*, and {named} .* stands in its place; leave one"):
+        asked(["figure_1"], dict(beside, preset="smoke", mode=mode))
+    assert asked(["figure_1"], dict(beside, preset="smoke", mode="paper"))
+    assert asked(["figure_1"], dict(beside, preset="smoke", mode="state=paper"))
+
+
+@pytest.mark.parametrize("mode", ["start=corrected", "adam=paper,clip=paper", "corrected", None])
+def test_a_mode_that_is_the_default_is_no_setting_of_its_own(mode):
+    "Else one folder has figures of two settings, which compare refuses and the page leaves out."
+    assert setting_of(dict(preset="smoke", mode=mode)) == {}
+    assert setting_of(dict(preset="smoke", mode="start=paper")) == dict(mode="start=paper")
