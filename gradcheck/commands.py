@@ -206,7 +206,7 @@ def info():
     from gradcheck.models.cards import WEIGHTS
     from gradcheck.models.checkpoints import load_weights, read_card
     from gradcheck.paper.saved import provenance
-    from gradcheck.runs.runs import cache_folder
+    from gradcheck.runs.chunks import cache_folder
     for path in sorted(WEIGHTS.rglob("*.safetensors")):
         name = path.relative_to(WEIGHTS).with_suffix("").as_posix()
         card = read_card(name)

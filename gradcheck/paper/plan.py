@@ -25,11 +25,11 @@ from .figures import FIGURES, figure_specs
 from .presets import get_preset
 from .stamps import libraries_digest, model_digest, notebook_digest
 from .variants import ENERGY
-from ..runs.chunks import code_digest, digest_of, file_digest, files_digest
-from ..runs.loose import is_computed
+from ..runs.chunks import code_digest, digest_of, file_digest, files_digest, folder_for
+from ..runs.loose import in_tiles, is_computed
 from ..runs.metrics import inception_path
 from ..runs.pace import seconds_per_image_step
-from ..runs.runs import cache_folder, chunk_path, chunks_of
+from ..runs.runs import chunk_path, chunks_of
 from ..runs.scales import matched_scales, pilot_specs, probe_specs, with_scale
 from ..runs.specs import PROBE
 
@@ -43,9 +43,9 @@ def needed_runs(figure, preset, cache, **changes):
         return all(chunk_path(spec, range(spec.count), cache).is_file() for spec in specs)
 
     def scales(spec, energies):
-        energy = ENERGY * p.energy_unit
-        if there(probe_specs([spec])) and there(pilot_specs(with_scale(spec, energy))):
-            return matched_scales(spec, energies, energy)
+        energy, engine = ENERGY * p.energy_unit, in_tiles(None, p.tile)
+        if there(probe_specs([spec])) and there(pilot_specs(with_scale(spec, energy, engine))):
+            return matched_scales(spec, energies, energy, engine)
         # their number is known, their scales are not
         if spec.scale == PROBE: there(pilot_specs(replace(spec, scale=1.0)))
         # guesses, unlike the pilots'
@@ -57,7 +57,7 @@ def needed_runs(figure, preset, cache, **changes):
 # %% ../../nbs/5_paper/11_plan.ipynb #524491ad
 def runs_digest(figure, p, **changes):
     "A digest of what the cache holds of a figure's runs; OSError or SafetensorError where one is missing or damaged."
-    cache = cache_folder()
+    cache = folder_for(p.tile)
     runs = needed_runs(figure, p, cache, **changes)
     paths = {chunk_path(spec, images, cache) for spec, size in runs for images in chunks_of(spec, size)}
     return digest_of({str(path.relative_to(cache)): read_meta(path)["content"] for path in paths})
@@ -122,7 +122,7 @@ def plan(figures, preset, device="auto", besides=(), **changes):
 
     Raises `UserError` as `figure_specs` does. Nothing is written."""
     device = pick_device(device)
-    cache = cache_folder()
+    cache = folder_for(get_preset(preset).tile)
     seconds = {}
     seen = set()
     rows = []

@@ -27,12 +27,12 @@ from .presets import get_preset
 from .saved import RESTORE, asked, check_parameters, figure_runs
 from .settings import check_classes, folder_of, setting_of, spec_for
 from .stamps import is_kept, stamped
+from ..runs.chunks import cache_folder
 from ..runs.cluster import computes_here
 from ..runs.kernels import side_by_side
 from ..runs.notebooks import Shelf, run_notebook, shelf
 from ..runs.pace import check_pays
 from ..runs.records import read_claims
-from ..runs.runs import cache_folder
 from ..together import at_once
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #44aae9fb

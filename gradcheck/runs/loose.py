@@ -10,8 +10,8 @@ from copy import copy
 from dataclasses import replace
 
 from ..models.batches import TILE
-from .chunks import loose_folder
-from .runs import Local, Machine, cache_folder, chunk_path
+from .chunks import cache_folder, loose_folder
+from .runs import Local, Machine, chunk_path
 
 _all_ = ["loose_folder"]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NULL_IMAGES', 'RunResult', 'opened', 'models', 'robust_of', 'start_of', 'guidance_of', 'steps_of', 'Machine',
            'bytes_kept', 'micro_batch_of', 'judgement', 'answers_of', 'compute', 'Local', 'computed', 'run_all',
-           'joined', 'run', 'cache_folder', 'chunks_of', 'chunk_path', 'read_chunk', 'write_chunk']
+           'joined', 'run', 'chunks_of', 'chunk_path', 'read_chunk', 'write_chunk']
 
 # %% ../../nbs/4_runs/02_runs.ipynb #585ff4e0
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from ..models.batches import TILE, MicroBatch, fitting, tiled
 from ..models.catalogue import in_memory, start_name
 from ..models.networks import as_guide, in_precision
 from ..pictures import images_to_uint8, uint8_to_images
-from .chunks import cache_folder, candidates_of, check_room, chunk_path, chunks_of, favourites
-from .chunks import probabilities_of, read_chunk, write_chunk
+from .chunks import candidates_of, check_room, chunk_path, chunks_of, favourites
+from .chunks import folder_for, probabilities_of, read_chunk, write_chunk
 from .specs import PLACES, SAMPLERS, STATES, RunSpec, check_guided
 from ..together import can_be_apart, is_large, two_at_a_time
 
-_all_ = ["cache_folder", "chunks_of", "chunk_path", "read_chunk", "write_chunk"]
+_all_ = ["chunks_of", "chunk_path", "read_chunk", "write_chunk"]
 
 # %% ../../nbs/4_runs/02_runs.ipynb #a355a813
 @dataclass(frozen=True)
@@ -218,14 +218,14 @@ def computed(tasks, engine, cache):
             yield path, tensors
 
 def run_all(specs, chunk=16, engine=None, cache=None):
-    """label -> `RunResult` of several settings (a dict label -> `RunSpec`), from the cache where it has chunks of them;
-    a progress bar (images x steps) while the rest is computed.
+    """label -> `RunResult` of several settings (a dict label -> `RunSpec`), from the cache (by default `folder_for` the
+    engine's tile) where it has chunks of them; a progress bar (images x steps) while the rest is computed.
 
     Each finished chunk is written at once, so a killed call loses only what was under way. Raises `UserError` if the
     results do not fit into memory, or a setting guides at none of its steps."""
     check_room(specs.values())
     for spec in specs.values(): check_guided(spec)
-    cache = Path(cache or cache_folder())
+    cache = Path(cache or folder_for(engine.machine.tile if engine else TILE))
     paths = {
         label: {chunk_path(spec, images, cache): (label, spec, images) for images in chunks_of(spec, chunk)}
         for label, spec in specs.items()

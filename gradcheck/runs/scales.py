@@ -135,7 +135,8 @@ def calibrate(specs, energy, engine=None):
     "Compute the probes and pilots that `matched_scales` will ask for, all that can be computed together at once."
     check_energies([energy])
     run_all(labelled("probe", probe_specs(specs)), TILE, engine)
-    run_all(labelled("pilot", [p for spec in specs for p in pilot_specs(with_scale(spec, energy))]), TILE, engine)
+    scaled = [with_scale(spec, energy, engine) for spec in specs]
+    run_all(labelled("pilot", [p for spec in scaled for p in pilot_specs(spec)]), TILE, engine)
 
 def matched_scales(spec, energies, energy=20.0, engine=None):
     """Scales at which a setting injects the given energies, by pilot runs from the cache or computed now; around

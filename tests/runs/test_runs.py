@@ -24,7 +24,8 @@ from gradcheck.models.batches import MicroBatch
 from gradcheck.pictures import images_to_uint8, uint8_to_images
 from gradcheck.runs.cluster import portable
 from gradcheck.runs.loose import in_tiles
-from gradcheck.runs.runs import cache_folder, chunk_path, chunks_of, read_chunk, run, steps_of
+from gradcheck.runs.chunks import cache_folder
+from gradcheck.runs.runs import chunk_path, chunks_of, read_chunk, run, steps_of
 from gradcheck.runs.scales import interpolate_scales, matched_scales, with_scale
 from gradcheck.data.sportballs import CLASSES
 from gradcheck.data.classes import class_in_data, parse_target, same_classes

@@ -3,12 +3,13 @@ did."""
 from dataclasses import replace
 
 import pytest
+import torch
 
 from gradcheck.models.batches import TILE
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.saved import figure_runs, uncalibrated
-from gradcheck.paper.plan import plan
+from gradcheck.paper.plan import plan, runs_digest
 from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.core import UserError
 from gradcheck.runs import runs
@@ -75,7 +76,7 @@ def test_the_plan_of_a_small_figure_counts_its_probes_and_then_has_them(own_cach
     asked = uncalibrated("figure_1", small)
     before = plan(["figure_1"], small).iloc[0]
     assert before["cached"] == 0 and before["runs"] == len(asked) + len(figure_specs("figure_1", small, scales=guess))
-    calibrate(asked, 20.0)
+    calibrate(asked, 20.0, in_tiles(None, small.tile))
     assert plan(["figure_1"], small).iloc[0]["cached"] == len(asked)
 
 
@@ -116,6 +117,20 @@ def test_a_figure_of_few_images_costs_as_few(own_cache, monkeypatch):
     figure_runs("figure_1", preset_for("laptop", steps=5, count=1, mode="paper"))
     assert set(seen) == {(1, 1)} and get_preset("laptop").tile == TILE and get_preset("smoke").tile == 4
     assert in_tiles(None, 3).machine.tile == 3 and Local().machine.tile == TILE
+
+
+@pytest.mark.parametrize("preset", [preset_for("laptop", steps=2, count=3), preset_for("smoke", steps=2)],
+                         ids=["of few images", "smoke"])
+def test_a_figure_of_few_images_leaves_nothing_that_is_taken_for_whole_tiles(own_cache, preset):
+    "Which `sample --fill` promises; what it left is known to the plan, and found again."
+    runs_of = figure_runs("figure_4", preset)
+    assert {p.parts[0] for p in bytes_in(own_cache)} == {"loose"}
+    assert plan(["figure_4"], preset, "cpu")["image_steps"].sum() == 0 and runs_digest("figure_4", preset)
+    spec = next(iter(runs_of.values())).spec
+    assert torch.equal(run(spec, **as_they_come(spec)).samples, next(iter(runs_of.values())).samples)
+    before = bytes_in(own_cache)
+    figure_runs("figure_4", preset)
+    assert bytes_in(own_cache) == before
 
 
 def test_the_same_images_as_they_come_are_the_same_bytes_twice(tmp_path, monkeypatch):
