@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import UserError, counter_integers
+from ..core import UserError, command_file, counter_integers
 
 # %% ../../nbs/4_runs/05_metrics.ipynb #9b8c1f03
 @torch.no_grad()
@@ -41,8 +41,9 @@ def inception_features(network, images, batch=64):
     return torch.cat([network(x, return_features=True).float().cpu() for x in pictures.split(batch)])
 
 def inception_path(folder="data"):
-    "Where the TorchScript Inception-v3 may lie: at $GRADCHECK_INCEPTION, else in `folder`."
-    return Path(os.environ.get("GRADCHECK_INCEPTION") or Path(folder) / "inception-2015-12-05.pt")
+    "Where the TorchScript Inception-v3 may lie: at $GRADCHECK_INCEPTION, seen from the command, else in `folder`."
+    named = os.environ.get("GRADCHECK_INCEPTION")
+    return command_file(named) if named else Path(folder) / "inception-2015-12-05.pt"
 
 def load_inception(path=None, folder="data", device="cpu"):
     """The TorchScript Inception-v3 at `path`, else where `inception_path` says; None if there is none. `UserError` for

@@ -20,6 +20,7 @@ from gradcheck.runs.metrics import (
     draws_with_replacement,
     find_balls,
     inception_features,
+    inception_path,
     judge_features,
     load_inception,
     precision_recall,
@@ -243,6 +244,16 @@ def test_inception_stands_in_columns_of_its_own(inception):
         "FID (Inception), all",
         "FID (judge), target",
     }
+
+
+def test_inception_is_looked_for_where_the_command_is_given(tmp_path, monkeypatch):
+    "A figure's notebook runs elsewhere."
+    for name in ("command", "notebook"): (tmp_path / name).mkdir()
+    (tmp_path / "command" / "inception.pt").write_text("")
+    monkeypatch.setenv("GRADCHECK_INCEPTION", "inception.pt")
+    monkeypatch.setenv("GRADCHECK_FOLDER", str(tmp_path / "command"))
+    monkeypatch.chdir(tmp_path / "notebook")
+    assert inception_path() == tmp_path / "command" / "inception.pt"
 
 
 def test_inception_files_that_are_none(tmp_path, monkeypatch):
