@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'SWEPT', 'DAY', 'MOST_JSON', 'UserError', 'choose', 'shown', 'described', 'make_folder', 'sweep', 'alone',
-           'write_bytes', 'remove', 'project_root', 'command_folder', 'located', 'cache_root', 'command_file',
-           'absolute', 'save_atomically', 'read_meta', 'read_json']
+           'write_bytes', 'remove', 'project_root', 'command_folder', 'located', 'switched_on', 'cache_root',
+           'command_file', 'absolute', 'save_atomically', 'read_meta', 'read_json']
 
 # %% ../nbs/00_base.ipynb #4208e7eb
 import contextlib
@@ -146,6 +146,10 @@ def located(name):
     path = Path(name)
     if path.exists() or path.is_absolute(): return path
     return command_folder() / path if (command_folder() / path).exists() else project_root() / path
+
+def switched_on(variable):
+    "Does an environment variable say yes? Unset, empty, 0, no, false and off do not."
+    return os.environ.get(variable, "").strip().lower() not in ("", "0", "no", "false", "off")
 
 # %% ../nbs/00_base.ipynb #c5420607
 def cache_root(cache=None):

@@ -16,7 +16,7 @@ from typing import List, Optional
 
 import typer
 
-from .base import UserError, choose, make_folder
+from .base import UserError, choose, make_folder, switched_on
 from .commands import Stopped, app, engine_for, say_notes, unforeseen, write_json
 from .diagnosing import diagnose
 from .functions import look_in
@@ -242,7 +242,7 @@ def main():
     except (KeyboardInterrupt, typer.Abort): sys.exit(say("stopped.", 130))
     except ClickException as e: sys.exit(say(" ".join(e.format_message().split()), 2))
     except Exception as e:
-        if os.environ.get("GRADCHECK_DEBUG"): raise                       # a test sees the mistake itself
+        if switched_on("GRADCHECK_DEBUG"): raise                       # a test sees the mistake itself
         sys.exit(say(unforeseen(e), 1))
     if code == 130: sys.exit(say("stopped.", 130))                       # newer typers return it
     if lost := unsaid(): sys.exit(say(lost, 2))

@@ -309,6 +309,17 @@ def test_what_is_unforeseen_is_one_sentence_with_a_file(cli, monkeypatch, tmp_pa
     assert "ZeroDivisionError" in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("value, on", [("1", True), ("yes", True), ("0", False), ("no", False), ("False", False),
+                                       (" ", False), ("off", False)])
+def test_debugging_is_switched_off_as_people_do(cli, monkeypatch, tmp_path, value, on):
+    monkeypatch.setattr("gradcheck.models.checkpoints.load_weights", lambda name: 1 / 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADCHECK_DEBUG", value)
+    if on:
+        with pytest.raises(ZeroDivisionError): cli("info")
+    else: assert cli("info")[0] == 1
+
+
 @pytest.mark.parametrize("given, named", [
     (("-p", "steps=3", "-p", "steps=4"), "steps"),
     (("-p", "mode=paper", "--mode", "corrected"), "mode"),
