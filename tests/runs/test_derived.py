@@ -1,5 +1,8 @@
 """What is derived from runs and pictures is kept as they are: by all that it is made of."""
+import ast
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +20,8 @@ from gradcheck.runs.runs import run
 from gradcheck.runs.scores import real_floor, references, score
 from gradcheck.runs.specs import RunSpec
 from gradcheck.runs.tradeoff import trade_off
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "nbs" / "figures").glob("*.ipynb"))
 
 
 class Maker:
@@ -215,3 +220,14 @@ def test_scores_are_made_once_for_the_same_pictures(small_runs, monkeypatch):
     for call in (lambda: score(other, real), lambda: real_floor(real, 0, 5), lambda: trade_off([other], real, 3),
                  lambda: trade_off([one], real, 4), lambda: score(one, replace(real, count=30))):
         with pytest.raises(AssertionError, match="it was there"): call()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_what_a_notebook_keeps_is_made_by_the_package(path):
+    "Whose code is in the name of what is kept; a notebook's own function could change and old arrays be served."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ast.parse("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+    own = {node.name for node in ast.walk(code) if isinstance(node, ast.FunctionDef)}
+    for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
+        if not getattr(call.func, "id", "").startswith("derived"): continue
+        assert not own & {node.id for node in ast.walk(call.args[2]) if isinstance(node, ast.Name)}
