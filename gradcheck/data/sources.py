@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'FARTHEST', 'DEPTH', 'OPENED', 'get_dataset', 'checked', 'batch_fault', 'Watched', 'own_data', 'named',
-           'stats_digest', 'open_data', 'Real', 'data_digest']
+           'stat_of', 'stats_below', 'stats_digest', 'open_data', 'Real', 'data_digest']
 
 # %% ../../nbs/1_data/04_sources.ipynb #33959ca9
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from inspect import signature
-from pathlib import Path
 
 import torch
 
@@ -125,13 +125,27 @@ def named(name, size):
 DEPTH = 5            # of CelebA's pictures below their folder
 OPENED = {}          # (name, size) of a data set in a folder -> the digest of its files when it was opened
 
+def stat_of(path):
+    "Size and times of a file or an `os.DirEntry`; None for a link to nothing."
+    try: s = path.stat()
+    except OSError: return None
+    return [s.st_size, s.st_mtime_ns, s.st_ctime_ns]
+
+def stats_below(folder, depth=DEPTH, above=""):
+    "name -> `stat_of` all that lies in a folder and in those inside, so many deep; nothing where none can be read."
+    found, folders = {}, []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                found[above + entry.name] = stat_of(entry)
+                if depth > 1 and entry.is_dir(): folders.append(entry)
+    except OSError: return {}
+    for inner in folders: found |= stats_below(inner.path, depth - 1, f"{above}{inner.name}{os.sep}")
+    return found
+
 def stats_digest(root):
-    "A digest of the names, sizes and times of all files in a folder of pictures."
-    root = Path(root)
-    paths = [p for depth in range(1, DEPTH + 1) for p in root.glob("/".join("*" * depth))]
-    stats = {str(p.relative_to(root)): p.stat() for p in paths}
-    told = {p: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for p, s in stats.items()}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    "A digest of the names, sizes and times of all files in a folder of pictures, in one walk: there may be 200,000."
+    return hashlib.sha256(json.dumps(stats_below(root), sort_keys=True).encode()).hexdigest()
 
 def open_data(name, size=64):
     """The data set of a name (see the table above), its images `size` x `size`, its classes mixed; opened once as long

@@ -1,5 +1,6 @@
 """A figure of which nothing has changed is kept; whatever it is made of may change, and it is made again."""
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from gradcheck.core import UserError, read_meta
+from gradcheck.data import sources
 from gradcheck.data.sources import data_digest
 from gradcheck.paper import reproduce as reproducing
 from gradcheck.paper import stamps
@@ -277,6 +279,19 @@ def test_pictures_in_a_folder_are_looked_at(tmp_path):
     assert after != before
     shutil.copy(path, path.with_name("7.png"))
     assert data_digest(name, 8) not in (before, after)
+
+
+def test_a_folder_of_pictures_is_walked_once(tmp_path, monkeypatch):
+    "As deep as before, also where a link leads to nothing."
+    (tmp_path / "a" / "b" / "c" / "d" / "e").mkdir(parents=True)
+    for place in ("x", "a/x", "a/b/c/d/x", "a/b/c/d/e/too deep"): (tmp_path / place).write_text(place)
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere")
+    walked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(path) or scandir(path))
+    found = sources.stats_below(tmp_path)
+    assert len(walked) == 5 and {name for name in found if found[name] is None} == {"a/gone"}
+    assert {*found} == {"x", "a", "a/x", "a/gone", "a/b", "a/b/c", "a/b/c/d", "a/b/c/d/x", "a/b/c/d/e"}
+    assert sources.stats_below(tmp_path / "nowhere") == {}
 
 
 def test_what_a_function_reads_is_not_known(tmp_path):
