@@ -15,7 +15,8 @@ from gradcheck.paper import claims
 from gradcheck.paper.presets import get_preset
 from gradcheck.pictures import images_to_uint8, save_png
 from gradcheck.runs import chunks, scores
-from gradcheck.runs.chunks import derived, derived_bytes, derived_row, derived_tables, sealed, tensor_digest, unsealed
+from gradcheck.runs.chunks import derived, derived_bytes, derived_row, derived_tables, file_digest, sealed
+from gradcheck.runs.chunks import tensor_digest, unsealed
 from gradcheck.runs.runs import run
 from gradcheck.runs.scores import real_floor, references, score
 from gradcheck.runs.specs import RunSpec
@@ -231,3 +232,18 @@ def test_what_a_notebook_keeps_is_made_by_the_package(path):
     for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
         if not getattr(call.func, "id", "").startswith("derived"): continue
         assert not own & {node.id for node in ast.walk(call.args[2]) if isinstance(node, ast.Name)}
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    "Not one that changed a moment ago: it may change again under the same times."
+    path, read, seen = tmp_path / "weights", Path.read_bytes, []
+    path.write_bytes(b"one")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: seen.append(self) or read(self))
+    fresh = [file_digest(path) for _ in range(2)]
+    assert len(seen) == 2
+    monkeypatch.setattr(chunks, "FRESH", -1)
+    assert [file_digest(path) for _ in range(3)] == [*fresh, fresh[0]] and len(seen) == 3
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    other.replace(path)
+    assert file_digest(path) not in fresh and len(seen) == 4
