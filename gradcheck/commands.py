@@ -194,7 +194,8 @@ def compare(
 ):
     "Hold the numbers and verdicts of a results folder against those of the last full reproduction."
     from gradcheck.paper.compare import compare as held_against
-    from gradcheck.paper.study_compare import compare_study, holds_study
+    from gradcheck.paper.study_compare import check_compared, compare_study, holds_study
+    for side in (results, reference or results): check_compared(side)
     comparison = (compare_study if holds_study(results) else held_against)(results, reference)
     typer.echo(comparison.text)
     if comparison.changed: raise typer.Exit(1)

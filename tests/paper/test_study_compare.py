@@ -4,7 +4,7 @@ import json
 import pytest
 from test_study import RAISED, planted
 
-from gradcheck.core import UserError
+from gradcheck.core import UserError, project_root
 from gradcheck.paper import full
 from gradcheck.paper.study import FULL, Study, cells_of
 from gradcheck.paper.study_compare import compare_study, holds_study, row_of
@@ -121,3 +121,12 @@ def test_a_study_on_the_authors_draws_is_held_against_one_on_theirs(reference, t
     monkeypatch.setattr("gradcheck.paper.study_compare.study_folder", lambda name: tmp_path / name)
     assert compare_study(theirs).reference == str(theirs) and not compare_study(theirs).changed
     with pytest.raises(UserError, match="no cell in common"): compare_study(theirs, reference)
+
+
+@pytest.mark.parametrize("name, figure", [("adam", "adam_apart"), ("frontiers", "frontiers")])
+def test_another_whole_study_is_told_by_its_name(cli, reference, name, figure):
+    other = project_root() / "data" / "reference" / name
+    for given in ((other,), (reference, "--reference", other)):
+        code, _, err = cli("compare", *given)
+        assert code == 2 and f"holds the whole study of {figure}, which compare does not know" in err
+        assert "claims --full" not in err and err.count("\n") == 1
