@@ -16,8 +16,8 @@ import pandas as pd
 
 from ..runs.cells import SMALLEST, decide_all
 from ..runs.verdicts import of_kind
-from .study_evidence import CellEvidence, against_plain, at_equal_energy, between_kinds
-from .study_evidence import smaller_change
+from .study_evidence import NEAR, CellEvidence, against_plain, at_equal_energy, between_kinds
+from .study_evidence import smaller_change, without_lost
 from .variants import SHORT, TECHNIQUES
 
 # %% ../../nbs/5_paper/19_replicated.ipynb #27a6f78c
@@ -195,7 +195,10 @@ def decided(evidence, claims):
     return table, pd.DataFrame(cells).assign(**where)
 
 def decide_study(outcomes, similarities, quality, base, readings=READINGS):
-    "(table, cells) of all claims, under each (protocol, reader) whose protocol the study has."
+    """(table, cells) of all claims, under each (protocol, reader) whose protocol the study has; classifiers of which a
+    cell was lost are left out with a warning."""
+    near = quality[quality["measure"] == NEAR] if len(quality) else quality
+    outcomes, similarities, quality = without_lost(outcomes, similarities, near)
     reached = {column: at_equal_energy(outcomes, column) for column in ("guide", "judge", "oracle", "whole")}
     protocols = {*outcomes["protocol"]}
     found = [

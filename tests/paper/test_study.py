@@ -206,6 +206,20 @@ def test_what_is_missing_is_a_sentence(name, damage, said):
     with pytest.raises(UserError, match=said): decide_study(**tables | {name: damage(tables[name])})
 
 
+@pytest.mark.parametrize("name", ["outcomes", "similarities", "quality"])
+def test_a_classifier_of_which_a_cell_was_lost_is_left_out_by_name(name):
+    "A run that left the finite numbers is in no table; the others decide, as if that classifier had never been."
+    tables = planted(lambda r, k: 0.3, replicates=4, images=4)
+    def of(t): return (t["kind"] == "nonrobust") & (t["replicate"] == 3)
+    without = {k: t if k == "base" else t[~of(t)] for k, t in tables.items()}
+    lost = tables[name][~(of(tables[name]) & (tables[name]["variant"] == "adam") & (tables[name]["target"] == 2))]
+    with pytest.warns(UserWarning, match="nonrobust classifier 3 is left out .* its way 'adam' and class 2"):
+        claims, cells = decide_study(**tables | {name: lost})
+    expected = decide_study(**without)
+    pd.testing.assert_frame_equal(claims, expected[0])
+    pd.testing.assert_frame_equal(cells, expected[1])
+
+
 @pytest.mark.parametrize("figures, preset, seed, params", [
     ((), "laptop", 0, {}),
     (("claims", "figure_1"), "laptop", 0, {}),
