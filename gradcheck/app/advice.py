@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVEN', 'SMALLEST', 'MASTERED', 'FEWEST', 'SURE', 'APART', 'WEAK', 'READS', 'FADED', 'CLIPPED', 'success', 'summary',
-           'best_energy', 'price', 'finalists', 'made_up', 'Answer', 'helps', 'gains_of', 'said', 'named', 'answer',
-           'decided', 'unknown', 'fooled', 'reality', 'findings', 'recognises_until', 'sees_noise']
+           'best_energy', 'price', 'finalists', 'made_up', 'Answer', 'helps', 'chosen_of', 'gains_of', 'said', 'named',
+           'answer', 'decided', 'unknown', 'fooled', 'reality', 'findings', 'recognises_until', 'sees_noise']
 
 # %% ../../nbs/6_app/09_advice.ipynb #0193bdad
 from dataclasses import dataclass
@@ -70,6 +70,12 @@ class Answer:
 
 def helps(gain): return bool(gain.mean >= SMALLEST and gain.low > 0)
 
+def chosen_of(gains):
+    "Of way -> gain, the way that is answered about: the best of those that help, if any does; of even ones the plain."
+    able = {way: gain for way, gain in gains.items() if helps(gain)}
+    best = max(able or gains, key=lambda way: gains[way].mean)
+    return "plain" if "plain" in able and gains["plain"].mean >= gains[best].mean - EVEN else best
+
 def gains_of(final, length):
     "way -> the `Effect` on success of guiding, over the same noise without."
     scored = {way: success(rows, length).to_numpy() for way, rows in final.groupby("way", sort=False)}
@@ -95,8 +101,7 @@ def answer(final, length, judged=True, flat=()):
     base, scored, gains = gains_of(final, length)
     if not gains: return unknown("nothing could be tried.", "", gains)
     who = "the judge" if judged else "the guide, asked for views of each picture,"
-    best = max(gains, key=lambda way: gains[way].mean)
-    chosen = "plain" if "plain" in gains and gains["plain"].mean >= gains[best].mean - EVEN else best
+    chosen = chosen_of(gains)
     why = (f"{who.capitalize()} gives the target {scored[chosen].mean():.2f} with {named(chosen)}, {base.mean():.2f} "
            f"without guidance: {said(gains[chosen])}, over {len(base)} pictures from the same noise.")
     if chosen != "plain" and "plain" in scored: why += f" The plain gradient reaches {scored['plain'].mean():.2f}."

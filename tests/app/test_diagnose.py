@@ -46,6 +46,9 @@ def settings(final):
     (made_up(unguided=DOWN, plain=UP, both=[p * 0.95 for p in UP]), "as it is", "plain"),
     (made_up(unguided=DOWN, plain=[p - 0.05 for p in UP], both=UP), "as it is", "plain"),       # even: the simpler
     (made_up(unguided=DOWN, plain=MIDDLE, both=UP), "with", "both"),
+    (made_up(unguided=[0.1] * 8, plain=[0.22] * 8, both=[0.28] * 8), "with", "both"),           # plain helps too little
+    (made_up(unguided=[0.1] * 8, plain=[0.0, 0.1, 0.1, 0.0, 0.1, 0.9, 0.1, 0.9], both=[0.4] * 8), "with", "both"),
+    (made_up(unguided=[0.1] * 8, plain=[0.15] * 8, both=[0.05] * 6 + [1.0] * 2), "unknown", ""),     # both: not clear
     (made_up(unguided=DOWN, plain=DOWN, x0_hat=UP), "with", "x0_hat"),
     (made_up(unguided=DOWN, plain=UP), "as it is", "plain"),
     (made_up(unguided=DOWN, both=UP), "with", "both"),
