@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELL', 'GAP', 'LEFT', 'WIDTH', 'HEADINGS', 'GREY', 'LOOK', 'CHARTS', 'Sheet', 'write_words', 'draw_row',
            'draw_charts', 'span', 'Drawing', 'draw', 'Storyboard', 'moments', 'shared_palette', 'with_palette',
-           'unheard', 'gif', 'animation', 'save_picture', 'save_all']
+           'unheard', 'gif', 'animation', 'save_picture', 'folder_of', 'save_all']
 
 # %% ../../nbs/6_app/03_animation.ipynb #ac9a0dcb
 import io
@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from .trajectories import COLORS, EMPTY, length, limit_of, lowest, rows_of, save_run, shown, words
-from ..core import UserError, write_bytes
+from ..core import UserError, project_root, write_bytes
 from ..paper.plots import STYLE
 from ..pictures import save_png
 
@@ -192,6 +192,11 @@ def animation(trajectories, path, image=0, difference=True, frames=50, seconds=6
 def save_picture(trajectories, path, k, image=0, difference=True):
     "Write the storyboard at frame `k` as PNG."
     save_png(Storyboard(trajectories, image, difference).at(k), path)
+
+def folder_of(trajectories, out):
+    "Where trajectories are saved: a folder in `out`, named by their settings and their length."
+    keys = [t.spec.key[:8] for t in trajectories.values()]
+    return project_root() / out / "-".join([*keys, f"{length(trajectories)}steps"])
 
 def save_all(trajectories, folder, k, image=0, progress=unheard):
     """Write run.safetensors, run.json (see trajectories), step_K.png and film.gif into `folder`; their paths.

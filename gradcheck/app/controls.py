@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'ENERGY_WANTED', 'EQUAL', 'TRIES', 'control', 'told_apart', 'column', 'classifier_menu',
            'target_menu', 'where_menu', 'stabilizer_menu', 'variant_of', 'Controls', 'shared_controls',
-           'best_precision', 'of_precision', 'Worker', 'sentence_of']
+           'best_precision', 'of_precision', 'equal_scales', 'Worker', 'sentence_of']
 
 # %% ../../nbs/6_app/04_controls.ipynb #3ccd7b0f
+import math
 import threading
 
 import ipywidgets as widgets
@@ -173,6 +174,13 @@ def best_precision(preset, device):
 def of_precision(preset):
     "What a person should know of a preset's precision, in a sentence; nothing of float32."
     return "" if preset.precision == "float32" else f" The networks run in {preset.precision} here."
+
+# %% ../../nbs/6_app/04_controls.ipynb #c9d47e31
+def equal_scales(trajectories, wanted):
+    "label -> scale at which a setting would inject the `wanted` energy, if that were proportional to the scale."
+    energies = {label: t.curve("energy").sum(0).mean().item() for label, t in trajectories.items()}
+    scales = {label: trajectories[label].spec.scale * wanted / x for label, x in energies.items() if 0 < x < math.inf}
+    return {label: float(f"{scale:.3g}") for label, scale in scales.items() if math.isfinite(scale)}
 
 # %% ../../nbs/6_app/04_controls.ipynb #668f4fbd
 class Worker:

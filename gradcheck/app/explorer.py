@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRAP', 'PAUSE', 'markup', 'Stage', 'Screen', 'tries_menu', 'follow', 'Choices', 'button', 'allowed', 'Face', 'watch',
-           'equal_scales', 'folder_of', 'Sampling', 'Explorer', 'explore']
+           'Sampling', 'Explorer', 'explore']
 
 # %% ../../nbs/6_app/05_explorer.ipynb #f90f8f64
-import math
 import threading
 import time
 from dataclasses import replace
@@ -16,10 +15,10 @@ import ipywidgets as widgets
 from markupsafe import Markup
 
 from .controls import EQUAL, IMAGES, STEPS, TRIES, Controls, Worker, best_precision, column, of_precision
-from .controls import sentence_of, shared_controls
+from .controls import equal_scales, sentence_of, shared_controls
 from .display import COPY, HTML, STYLE_SHEET, screen
 from .trajectories import COLORS, Trajectory, before, code_of, length, record
-from ..core import UserError, pick_device, project_root
+from ..core import UserError, pick_device
 from ..paper.settings import preset_for
 from ..runs.specs import RunSpec
 
@@ -174,18 +173,6 @@ def watch(face, stream, steps):
     face.screen.advance(trajectories)
     return length(trajectories)
 
-# %% ../../nbs/6_app/05_explorer.ipynb #cd716077
-def equal_scales(trajectories, wanted):
-    "label -> scale at which a setting would inject the `wanted` energy, if that were proportional to the scale."
-    energies = {label: t.curve("energy").sum(0).mean().item() for label, t in trajectories.items()}
-    scales = {label: trajectories[label].spec.scale * wanted / x for label, x in energies.items() if 0 < x < math.inf}
-    return {label: float(f"{scale:.3g}") for label, scale in scales.items() if math.isfinite(scale)}
-
-def folder_of(trajectories, out):
-    "Where trajectories are saved: a folder in `out`, named by their settings and their length."
-    keys = [t.spec.key[:8] for t in trajectories.values()]
-    return project_root() / out / "-".join([*keys, f"{length(trajectories)}steps"])
-
 # %% ../../nbs/6_app/05_explorer.ipynb #d76037f2
 class Sampling(Face):
     "A face that samples the settings that it shows, in the background, and makes their energies equal."
@@ -224,7 +211,7 @@ class Explorer(Sampling):
     def save(self): self.worker.start(self._save)
 
     def _save(self, stop):
-        from gradcheck.app.animation import save_all      # matplotlib takes a second; the explorer starts without it
+        from gradcheck.app.animation import folder_of, save_all      # matplotlib takes a second to import
         trajectories = self.screen.trajectories
         folder = folder_of(trajectories, self.out)
         def progress(done, of):
