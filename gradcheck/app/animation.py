@@ -194,9 +194,10 @@ def save_picture(trajectories, path, k, image=0, difference=True):
     save_png(Storyboard(trajectories, image, difference).at(k), path)
 
 def folder_of(trajectories, out):
-    "Where trajectories are saved: a folder in `out`, named by their settings and their length."
-    keys = [t.spec.key[:8] for t in trajectories.values()]
-    return project_root() / out / "-".join([*keys, f"{length(trajectories)}steps"])
+    "Where trajectories are saved: a folder in `out`, named by their settings, their length, and how many images."
+    specs = [t.spec for t in trajectories.values()]
+    size = [f"{length(trajectories)}steps", f"{specs[0].count}images"]
+    return project_root() / out / "-".join([*(spec.key[:8] for spec in specs), *size])
 
 def save_all(trajectories, folder, k, image=0, progress=unheard):
     """Write run.safetensors, run.json (see trajectories), step_K.png and film.gif into `folder`; their paths.

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'ENERGY_WANTED', 'EQUAL', 'TRIES', 'control', 'told_apart', 'column', 'classifier_menu',
            'target_menu', 'where_menu', 'stabilizer_menu', 'variant_of', 'Controls', 'shared_controls',
-           'best_precision', 'of_precision', 'equal_scales', 'Worker', 'sentence_of']
+           'best_precision', 'of_precision', 'equal_scales', 'same_but_scales', 'Worker', 'sentence_of']
 
 # %% ../../nbs/6_app/04_controls.ipynb #3ccd7b0f
 import math
 import threading
+from dataclasses import replace
 
 import ipywidgets as widgets
 
@@ -181,6 +182,13 @@ def equal_scales(trajectories, wanted):
     energies = {label: t.curve("energy").sum(0).mean().item() for label, t in trajectories.items()}
     scales = {label: trajectories[label].spec.scale * wanted / x for label, x in energies.items() if 0 < x < math.inf}
     return {label: float(f"{scale:.3g}") for label, scale in scales.items() if math.isfinite(scale)}
+
+def same_but_scales(specs, trajectories):
+    "Are some settings (label -> `RunSpec`) those of the trajectories, whatever the scales?"
+    sampled = {label: t.spec for label, t in trajectories.items()}
+    return sampled.keys() == specs.keys() and all(
+        replace(spec, scale=sampled[label].scale) == sampled[label] for label, spec in specs.items()
+    )
 
 # %% ../../nbs/6_app/04_controls.ipynb #668f4fbd
 class Worker:

@@ -14,8 +14,8 @@ from dataclasses import replace
 import ipywidgets as widgets
 from markupsafe import Markup
 
-from .controls import EQUAL, IMAGES, STEPS, TRIES, Controls, Worker, best_precision, column, of_precision
-from .controls import equal_scales, sentence_of, shared_controls
+from .controls import EQUAL, IMAGES, STEPS, TRIES, Controls, Worker, best_precision, column, equal_scales
+from .controls import of_precision, same_but_scales, sentence_of, shared_controls
 from .display import COPY, HTML, STYLE_SHEET, screen
 from .trajectories import COLORS, Trajectory, before, code_of, length, record
 from ..core import UserError, pick_device
@@ -45,11 +45,15 @@ class Stage(widgets.VBox):
         for widget in (self.step, self.image): widget.observe(self.draw, "value")
         super().__init__([widgets.HBox([self.step, self.image], layout=WRAP), self.pictures, self.code])
 
+    @property
+    def shown(self):
+        "(frame, image), from 0; the frame before the first step is -1."
+        return min(self.step.value, length(self.trajectories)) - 1, min(self.image.value, len(self.first.x_t)) - 1
+
     def draw(self, change=None):
         with self.lock:
             if self.first is None: return
-            k = min(self.step.value, length(self.trajectories)) - 1
-            image = min(self.image.value, len(self.first.x_t)) - 1
+            k, image = self.shown
             self.pictures.value = screen(self.trajectories, self.first, k, image)
 
 # %% ../../nbs/6_app/05_explorer.ipynb #03e5e15b
@@ -190,8 +194,11 @@ class Sampling(Face):
         self.rest(f"{ended} after {done} of {steps} steps and {seconds:.1f} s. Drag the slider to look back.")
 
     def equalise(self):
-        wanted = self.shared["energy"].value
-        for label, scale in equal_scales(self.screen.trajectories, wanted).items():
+        trajectories = self.screen.trajectories
+        try: known = same_but_scales(self.specs(), trajectories)
+        except UserError as e: return self.say(sentence_of(e))
+        if not known: return self.say("The settings are others than those that were sampled. Press Sample first.")
+        for label, scale in equal_scales(trajectories, self.shared["energy"].value).items():
             self.settings[label].scale.value = scale
         self.say("The scales are set so that both would push equally hard, to first order. Press Sample; press again "
                  "if the energies still differ.")
@@ -219,8 +226,8 @@ class Explorer(Sampling):
             self.count(done, of)
         self.ready(False)
         self.say("Saving …")
-        shown = (max(self.screen.step.value, 1) - 1, self.screen.image.value - 1)
-        paths = save_all(trajectories, folder, *shown, progress)
+        k, image = self.screen.shown
+        paths = save_all(trajectories, folder, max(k, 0), image, progress)
         self.rest(f"Saved {', '.join(path.name for path in paths)} in {folder}")
 
 # %% ../../nbs/6_app/05_explorer.ipynb #12663549

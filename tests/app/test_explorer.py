@@ -329,6 +329,7 @@ def test_explorer_without_a_browser(tmp_path, own_cache):
         "run.safetensors",
         "run.json",
     }
+    assert folder.name.endswith("-3steps-2images")
     scales, energies = (
         [c.scale.value for c in e.settings.values()],
         [t.curve("energy").sum(0).mean().item() for t in e.screen.trajectories.values()],
@@ -350,6 +351,27 @@ def test_explorer_without_a_browser(tmp_path, own_cache):
     assert not own_cache.exists()
 
 
+def test_energies_of_other_settings_are_not_made_equal(tmp_path):
+    e = explore(out=tmp_path)
+    e.shared["steps"].value, e.shared["count"].value = 2, 1
+    e.buttons["Sample"].click()
+    idle(e)
+    def pressed():
+        before = [c.scale.value for c in e.settings.values()]
+        e.buttons["Equal energy"].click()
+        return e.status.value, before != [c.scale.value for c in e.settings.values()]
+    e.shared["seed"].value = 1
+    said, turned = pressed()
+    assert "Press Sample first" in said and not turned
+    e.shared["seed"].value, e.shared["both"].value = 0, False
+    assert "Press Sample first" in pressed()[0]
+    e.shared["both"].value, e.settings["A"].scale.value = True, 123.0
+    said, turned = pressed()
+    assert "equally hard" in said and turned
+    e.settings["A"].scale.value = -1
+    assert "guidance scale is -1.0" in pressed()[0]
+
+
 def test_stop_and_start_again(tmp_path):
     e, frames = explore(out=tmp_path), threading.Event()
     e.screen.step.observe(lambda change: frames.set() if change["new"] >= 2 else None, "value")
@@ -369,6 +391,12 @@ def test_stop_and_start_again(tmp_path):
         and e.buttons["Equal energy"].disabled
         and not e.buttons["Save"].disabled
     )
+    # a slider beyond the last frame shows that one, and so it is saved
+    e.screen.step.value = n + 10
+    e.buttons["Save"].click()
+    assert "Saved" in idle(e)
+    folder, = tmp_path.iterdir()
+    assert (folder / f"step_{n}.png").is_file() and (folder / "film.gif").is_file()
     e.buttons["Sample"].click()
     e.shared["steps"].value = 2
     e.buttons["Sample"].click()                                            # stops the one before
