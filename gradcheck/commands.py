@@ -74,8 +74,9 @@ def in_print(text, length=60):
 
 # %% ../nbs/97_commands.ipynb #2545cfe5
 def bundled(classifier):
-    "A bundled classifier by its short name; names of files and functions as they are."
-    if "." in classifier or ":" in classifier: return classifier
+    "A bundled classifier by its name, or its short one; names of files and functions as they are."
+    from gradcheck.models.cards import WEIGHTS
+    if "." in classifier or ":" in classifier or (WEIGHTS / f"{classifier}.json").is_file(): return classifier
     return "laptop/" + choose("classifier", classifier.removeprefix("laptop/"), ["robust", "nonrobust"])
 
 def setting_for(denoiser, classifier, judge, **fields):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gradcheck.commands import in_print, write_text
+from gradcheck.commands import bundled, in_print, write_text
+from gradcheck.core import UserError
 from gradcheck.models.cards import WEIGHTS
 from gradcheck.paper.part import part_specs
 from gradcheck.runs.runs import run
@@ -185,6 +186,20 @@ def test_sample(cli, tmp_path):
     summary = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert summary["spec"]["target"] == 3 and 0 <= summary["target_probability_judge"] <= 1
     assert len((tmp_path / "cosine.csv").read_text(encoding="utf-8").splitlines()) == 6
+
+
+@pytest.mark.parametrize("name, whole", [
+    ("robust", "laptop/robust"),
+    ("laptop/judge", "laptop/judge"),
+    ("coupled/nonrobust", "coupled/nonrobust"),
+    ("mine.py:make", "mine.py:make"),
+])
+def test_sample_takes_the_names_that_a_diagnosis_prints(name, whole): assert bundled(name) == whole
+
+
+@pytest.mark.parametrize("name", ["judge", "laptop/nobody", "coupled/", "", "**"])
+def test_a_classifier_that_is_not_bundled_is_refused(name):
+    with pytest.raises(UserError, match="choose one of robust, nonrobust"): bundled(name)
 
 
 def test_train_then_sample_with_the_result(cli, tmp_path, quickly_examined):
