@@ -76,5 +76,15 @@ def test_lines_stand_under_their_heads():
     assert list(batch_lines({})) == [] and beside_diffusers([row]) == {}
 
 
+def test_a_memory_that_cannot_be_told_is_left_out(monkeypatch):
+    monkeypatch.setattr(benchmark, "PEAK", "raise SystemExit(9)  # {preset!r} {images} {micro_batch}")
+    assert benchmark.peak_memory() is None
+    nothing = dict.fromkeys(("data_images_per_second_one_thread", "training_step_seconds",
+                             "training_wait_for_data_seconds"), 0.0)
+    told = dict(images=4, step_seconds={}, cluster={}, peak_gib_of_x0_hat_step_by_images={4: 0.5, 16: None}) | nothing
+    some, none = [line for line in benchmark.benchmark_lines(told) if line.startswith("peak memory")]
+    assert "0.50 GiB" in some and "not known" in none
+
+
 def test_a_peak_is_a_number_of_operations_per_second():
     assert 1e8 < peak_rate("float32", size=256) < 1e15
