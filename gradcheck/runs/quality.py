@@ -109,9 +109,14 @@ def swapped(kernel, to_real, swaps):
 
 def kid_difference(a, b, real, swaps=2000, seed=0):
     """KID of features `a` minus that of `b`, both (N, D) and paired, against `real` (M, D), and its two-sided p-value
-    under random changes of place in the pairs."""
+    under random changes of place in the pairs. `UserError` for what is not paired, fewer than two pairs or real
+    pictures, and features that are not finite."""
     if a.shape != b.shape:
         raise UserError(f"pairs of features were asked for; {tuple(a.shape)} and {tuple(b.shape)} do not fit.")
+    if min(len(a), len(real)) < 2:
+        raise UserError(f"KID was asked for between {len(a)} pairs and {len(real)} pictures; give at least 2 of each.")
+    if not all(x.isfinite().all() for x in (a, b, real)):
+        raise UserError("KID was asked for of features that are NaN or infinite; leave out pictures that have such.")
     both = torch.cat([a, b]).double()
     kernel = poly_kernel(both, both)
     to_real = poly_kernel(both, real.double()).mean(1)

@@ -106,7 +106,9 @@ def places_of(cells, group):
     codes = np.stack([pd.factorize(column)[0] for column in columns])
     lookup = np.full(codes.max(1) + 1, -1)
     lookup[tuple(codes)] = np.arange(len(cells))
-    if (lookup[tuple(np.unique(codes[:2], axis=1))] < 0).any():
+    for kind in cells["kind"].unique():                        # whose classifiers take each other's place
+        groups, classifiers = (np.unique(code[cells["kind"] == kind]) for code in codes[:2])
+        if (lookup[np.ix_(groups, classifiers)] >= 0).all(): continue
         raise UserError("a shuffle of classifiers and classes needs all cells of each; leave out those with gaps.")
     return lookup, codes
 
@@ -123,7 +125,9 @@ def shuffled(cells, group, shuffles, rng):
 # %% ../../nbs/4_runs/18_ranks.ipynb #4f74bb53
 def best_of_many(measures, y, cells, group, shuffles=SHUFFLES, seed=0):
     """p-values (M,) of the correlations `within` groups of each of `measures` (M, N) with y (N,), adjusted for their
-    number by the largest of each shuffle."""
+    number by the largest of each shuffle. `UserError` for numbers that are not finite, and where cells are missing."""
+    if not (np.isfinite(np.asarray(measures, float)).all() and np.isfinite(np.asarray(y, float)).all()):
+        raise UserError("ranks were asked for of numbers that are NaN or infinite; leave out the cells that have such.")
     rng = np.random.default_rng(int(counter_bits(seed, 0)))
     groups = cells[group].to_numpy()
     x = np.stack([centred_ranks(row, groups) for row in measures])

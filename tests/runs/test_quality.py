@@ -44,3 +44,8 @@ def test_false_verdicts_with_fewer_pictures_than_features():
 def test_bad_input():
     with pytest.raises(UserError, match="at least 2 of each"): kid(draw(1), draw(5))
     with pytest.raises(UserError, match="do not fit"): kid_difference(draw(4), draw(5), draw(6))
+    with pytest.raises(UserError, match="at least 2 of each"): kid_difference(draw(1), draw(1), draw(6))
+    for k in range(3):
+        features = [draw(4), draw(4), draw(6)]
+        features[k][0, 0] = float("nan")
+        with pytest.raises(UserError, match="NaN or infinite"): kid_difference(*features)

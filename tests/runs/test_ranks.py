@@ -107,3 +107,17 @@ def test_the_best_of_many_blind_ones_is_seldom_sure():
 def test_a_shuffle_needs_all_cells():
     cells = cells_of().iloc[1:].reset_index(drop=True)
     with pytest.raises(UserError, match="gaps"): best_of_many([cells["x"]], cells["y"], cells, "way", shuffles=2)
+
+
+def test_a_shuffle_needs_the_groups_of_one_classifier_from_all_of_its_kind():
+    cells = cells_of()
+    cells = cells[(cells["way"] != cells["way"].iloc[0]) | (cells["replicate"] != cells["replicate"].iloc[0])]
+    with pytest.raises(UserError, match="gaps"): best_of_many([cells["x"]], cells["y"], cells, "way", shuffles=2)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_numbers_that_are_none_have_no_ranks(broken):
+    cells = cells_of()
+    x = cells["x"].where(cells.index > 0, broken)
+    for measure, y in ((x, cells["y"]), (cells["x"], x)):
+        with pytest.raises(UserError, match="NaN or infinite"): best_of_many([measure], y, cells, "way", shuffles=2)
