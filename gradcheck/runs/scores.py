@@ -221,7 +221,8 @@ def real_floor(real, target, count, draws=4):
     """The row of `count` held-out images of the target class (FID to all: of all classes), a mean over at most `draws`
     disjoint draws.
 
-    `UserError` for a count below 1; NaN where so few images have no distance."""
+    `UserError` for a count below 1; NaN where there are fewer than `count`, or so few that they have no distance; and
+    for precision and recall where there are not as many others to hold them against."""
     if count < 1: raise UserError(f"a floor of {count} images was asked for; give a count of at least 1.")
     known = [*known_reference(real, target), count, draws]
     return derived_row("floor", known, lambda: _floor(real, target, count, draws))
@@ -231,10 +232,13 @@ def _floor(real, target, count, draws):
     rows = []
     for name, reference in references(real, target).items():
         held = reference.held_out
-        n = len(reference.held_out["target"])
+        n = len(held["target"])
+        unknown = [] if n >= 2 * count else [f"precision ({name})", f"recall ({name})"]
+        if n < count: unknown += [f"FID ({name}), {kind}" for kind in reference.fid]
         # the first `count` serve precision and recall
         for k in range(max(min(draws, n // count - 1), 1)):
             rolled = {kind: f.roll(-(k + 1) * count, 0)[:count] for kind, f in held.items()}
             row = distances(rolled["target"], reference, name)
-            rows.append(row | {f"FID ({name}), all": reference.fid["all"](rolled["all"])})
+            row[f"FID ({name}), all"] = reference.fid["all"](rolled["all"])
+            rows.append(row | dict.fromkeys(unknown, np.nan))
     return DataFrame(rows).mean().to_dict()

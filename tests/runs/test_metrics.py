@@ -104,7 +104,17 @@ def test_features_that_are_not_finite_have_no_distance():
 @pytest.mark.parametrize("count", [1, 2, 3, 10**6])
 def test_a_floor_of_few_or_too_many_images(count):
     floor = real_floor(balls(60), 0, count)
-    assert np.isnan(floor["FID (judge), all"]) == (count == 1)
+    assert np.isnan(floor["FID (judge), all"]) == (count in (1, 10**6))
+
+
+def test_a_floor_is_of_as_many_images_and_holds_them_against_others():
+    real = balls(120)
+    n = len(references(real, 0)["judge"].held_out["target"])
+    pair, one, many = (real_floor(real, 0, count) for count in (n // 2, n // 2 + 1, n + 1))
+    precision, distance = "precision (judge)", "FID (judge), target"
+    assert np.isfinite([pair[precision], pair[distance], one[distance]]).all()
+    assert np.isnan([one[precision], one["recall (judge)"]]).all()
+    assert np.isnan([*many.values()]).all() and many.keys() == pair.keys()
 
 
 def test_a_floor_of_no_images_is_refused():
