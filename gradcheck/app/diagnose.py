@@ -15,9 +15,8 @@ import torch
 
 from .advice import answer, findings, finalists, reality, sees_noise, summary
 from .report import named, use_of, write_report
-from .symptoms import AS_IT_IS, KNOWN, MEASURES, NEVER_SAW, SAW
-from .symptoms import SEEN, check_range_of, odd_spots, price_of_symptoms, recognised, symptoms
-from .symptoms import symptoms_path, white
+from .symptoms import AS_IT_IS, KNOWN, MEASURES, NEVER_SAW, SAW, SEEN, check_range_of, has_symptoms
+from .symptoms import odd_spots, price_of_symptoms, recognised, symptoms, white
 from .trials import IMAGES, Budget, Trials, every_spec, final_specs
 from .trials import length_of, question_of, rows_of, seconds_per_step
 from ..core import UserError, make_folder
@@ -118,7 +117,7 @@ def final_round(question, budget, table):
 # %% ../../nbs/6_app/11_diagnose.ipynb #e2b5452c
 def looked_at(question, budget, base):
     "(what the page says of the gradient, what was left out); `base` is a run without guidance."
-    if not (symptoms_path(question).is_file() or budget.fits([], price_of_symptoms(question))):
+    if not (has_symptoms(question) or budget.fits([], price_of_symptoms(question))):
         return {}, ["The gradient's symptoms: no time was left."]
     table = symptoms(question, uint8_to_images(base.samples))
     beside = KNOWN | {"white noise": white(*question.preset.shape[1:])}

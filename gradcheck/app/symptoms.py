@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['MEASURES', 'PATHS', 'REPEATS', 'PATH_STEPS', 'AS_IT_IS', 'AT_X0', 'ROBUST', 'SAW', 'NEVER_SAW', 'PLACE', 'KNOWN',
            'SEEN', 'FAR_BETTER', 'RANGES', 'ODD', 'row_of', 'steps_seen', 'white', 'lenses_of', 'price_of_symptoms',
-           'table_path', 'kept_table', 'symptoms_path', 'symptoms', 'known_by_step', 'known', 'recognised',
+           'known_question', 'known_symptoms', 'has_symptoms', 'symptoms', 'known_by_step', 'known', 'recognised',
            'check_range_of', 'odd_spots']
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #cd0ba9ec
-import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -20,7 +18,8 @@ import torch
 from tqdm.auto import tqdm
 
 import gradcheck
-from ..core import UserError, image_generators, pick_device, randn, write_bytes
+from ..core import UserError, image_generators, pick_device, randn
+from ..data.sources import data_digest
 from ..guidance.gradients import cosine, is_nothing, norm, saturated_share
 from ..guidance.microscope import Lens, cosine_between, low_frequencies, low_frequency_share, noisy_paths
 from ..guidance.objectives import OBJECTIVES
@@ -28,7 +27,7 @@ from ..models.batches import as_micro_batch
 from ..models.catalogue import classifier_card, open_classifier
 from ..models.own import gradient_at
 from ..paper.variants import COST
-from ..runs.chunks import cache_folder
+from ..runs.chunks import derived_path, derived_tables
 from ..runs.evaluation import accuracy_by_t, recognised_rows, times_of, true_classes
 from ..runs.runs import models
 
@@ -106,27 +105,23 @@ def price_of_symptoms(question):
     return PATHS * REPEATS * PATH_STEPS * sum(COST[where] for where in places)
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #b4a120f7
-def table_path(question, *what):
-    "Where a table about a question is kept, by all weights, the class, and `what` it is."
+def known_question(question, *what):
+    "What a table about a question is made of, as `derived` is told it: all weights, the class, and `what` it is."
     names = question.preset.classifiers.values()
-    specs = [question.spec("unguided", classifier=name, judge=name).key for name in names]
-    digest = hashlib.sha256(json.dumps([*what, specs]).encode()).hexdigest()[:24]
-    return cache_folder() / "diagnose" / f"{digest}.csv"
+    return [*what, [question.spec("unguided", classifier=name, judge=name).key for name in names]]
 
-def kept_table(path, make):
-    "The table that `make()` makes, from the cache where it is there."
-    if not path.is_file(): write_bytes(path, make().to_csv(index=False).encode())
-    return pd.read_csv(io.BytesIO(path.read_bytes()))
+def known_symptoms(question): return known_question(question, PATHS, REPEATS, PATH_STEPS, list(MEASURES))
 
-def symptoms_path(question): return table_path(question, "gradient", PATHS, REPEATS, PATH_STEPS, *MEASURES)
+def has_symptoms(question): return derived_path("symptoms", known_symptoms(question)).is_file()
 
 def symptoms(question, x0):
     "The table of `MEASURES`, a row per lens, on paths to the first of some pictures x0 (N, C, H, W)."
     device = pick_device(question.machine.device)
     lenses = lenses_of(question, device)
     reference = ROBUST if ROBUST in lenses else None
-    def make(): return steps_seen(question, x0[:PATHS].to(device), lenses, reference)
-    return kept_table(symptoms_path(question), make).groupby("lens", sort=False)[list(MEASURES)].mean()
+    def make(): return [steps_seen(question, x0[:PATHS].to(device), lenses, reference)]
+    table, = derived_tables("symptoms", known_symptoms(question), make)
+    return table.groupby("lens", sort=False)[list(MEASURES)].mean()
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #0ef062d4
 SAW, NEVER_SAW = "bundled, saw noise", "bundled, never saw noise"
@@ -154,11 +149,13 @@ def recognised(question):
     data = p.reference.open()
     def make():
         opened = {label: open_classifier(name) for label, name in names.items()}
-        return accuracy_by_t(opened, spec.diffusion, data.held_out, count=SEEN, classes=spec.classes).reset_index()
-    table = kept_table(table_path(question, "recognition", SEEN, data.identity), make).set_index("t")
+        return [accuracy_by_t(opened, spec.diffusion, data.held_out, count=SEEN, classes=spec.classes).reset_index()]
+    known = known_question(question, SEEN, data_digest(p.data, p.shape[1]), p.shape[0])
+    table, = derived_tables("recognition", known, make)
+    table = table.set_index("t")
     for label, name in {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.items():
-        known = classifier_card(name, (3, 64, 64))["accuracy_by_t"]
-        table[label] = pd.Series(dict(zip(times_of(spec.diffusion), known.values()))).reindex(table.index)
+        said = classifier_card(name, (3, 64, 64))["accuracy_by_t"]
+        table[label] = pd.Series(dict(zip(times_of(spec.diffusion), said.values()))).reindex(table.index)
     return table
 
 # %% ../../nbs/6_app/08_symptoms.ipynb #7a15c20b

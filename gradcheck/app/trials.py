@@ -70,7 +70,9 @@ def question_of(target=0, steps=None, count=16, seed=0, device="auto", **models)
     steps = min(STEPS, p.T) if steps is None else number("steps", steps, int)
     check_range("sampling steps were", steps, 2, p.T)
     check_range("images were", number("count", count, int), 4, 1024)
-    question = Question(p, target_of(p, target), steps, int(count), number("seed", seed, int), Machine(device))
+    seed = number("seed", seed, int)
+    if seed == TRIED: raise UserError(f"seed {TRIED} is that of the noise on which settings are tried; give another.")
+    question = Question(p, target_of(p, target), steps, int(count), seed, Machine(device))
     question.spec("plain")
     return question
 

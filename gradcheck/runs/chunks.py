@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CURVES', 'FRESH', 'PACKAGE', 'chunks_of', 'chunk_path', 'cache_folder', 'loose_folder', 'folder_for', 'write_chunk',
            'read_chunk', 'candidates_of', 'probabilities_of', 'favourites', 'bytes_of', 'check_room', 'digest_of',
-           'file_digest', 'files_digest', 'code_digest', 'sealed', 'unsealed', 'derived', 'derived_tables',
-           'derived_row', 'derived_bytes', 'tensor_digest']
+           'file_digest', 'files_digest', 'code_digest', 'sealed', 'unsealed', 'derived_path', 'derived',
+           'derived_tables', 'derived_row', 'derived_bytes', 'tensor_digest']
 
 # %% ../../nbs/4_runs/00_chunks.ipynb #06258242
 import hashlib
@@ -157,11 +157,15 @@ def unsealed(name, kept):
     if sealed(name, data) != kept: raise ValueError("damaged or foreign")
     return data
 
+def derived_path(kind, made_of):
+    "Where `derived` keeps what the same code makes of the same."
+    return cache_folder() / "derived" / f"{kind}-{digest_of([code_digest(), made_of])[:24]}.arrays"
+
 def derived(kind, made_of, make):
     """The arrays (a dict) that `make()` returns: from the cache, where it has those that the same code made of the
     same (`made_of`, as JSON can say it, with a None in it where something is not known: then nothing is kept)."""
     if None in made_of: return make()
-    path = cache_folder() / "derived" / f"{kind}-{digest_of([code_digest(), made_of])[:24]}.arrays"
+    path = derived_path(kind, made_of)
     try:
         with np.load(io.BytesIO(unsealed(path.name, path.read_bytes()))) as kept: return dict(kept)
     except FileNotFoundError: pass

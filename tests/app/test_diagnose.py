@@ -17,10 +17,11 @@ from gradcheck.app import symptoms, trials
 from gradcheck.app.advice import answer, best_energy, finalists, findings, made_up, reality, recognises_until
 from gradcheck.app.advice import sees_noise, success, summary
 from gradcheck.app.diagnose import diagnose, kept_back
-from gradcheck.app.report import loop_for
+from gradcheck.app.report import command_for, loop_for
 from gradcheck.app.symptoms import AS_IT_IS, KNOWN, NEVER_SAW, SAW, white
 from gradcheck.app.trials import Budget, Trials, question_of, settings_to_try, views_of
 from gradcheck.core import UserError, seeded
+from gradcheck.data.classes import parse_target
 from gradcheck.guidance.mixture import ExactDenoiser, interleaved_ring, nonrobust_guidance, robust_guidance
 from gradcheck.guidance.mixture import sliced_wasserstein
 from gradcheck.guidance.sampling import at_x0_hat, at_x_t, guided_steps
@@ -266,6 +267,14 @@ def normed(): return torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropo
 '''
 
 
+DATA = """
+import os
+from gradcheck.data.sources import open_data
+
+def make(): return open_data(os.environ["PICTURES"], 16)
+"""
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     "A tiny denoiser and guides for it; few settings to try, few steps along which a gradient is looked at."
@@ -341,6 +350,25 @@ def test_of_a_learned_variance_it_is_said_that_it_is_not_used(small, tmp_path, c
     assert "learned variance is not used" in out
 
 
+@pytest.mark.parametrize("names, target, said", [
+    (["dark", "light"], 1, "--target=1"),
+    (["1", "0"], 0, "--target=1"),
+    (["10", "20"], 1, "--target=20"),
+    (["10", "a b; rm"], 1, "'--target=a b; rm'"),
+])
+def test_the_command_guides_to_the_class_that_was_asked_for(small, tmp_path, names, target, said):
+    guide, _ = small
+    name = guide("named", f"super().forward(x) + 0 * {sum(map(ord, str(names)))}")
+    path = Path(name.rpartition(":")[0])
+    path.write_text(path.read_text(encoding="utf-8").replace('["dark", "light"]', str(names)), encoding="utf-8")
+    asked = dict(denoiser=str(tmp_path / "pipeline"), classifier=name, steps=5)
+    spec = question_of(names[target], **asked).spec("plain")
+    assert spec.target == target
+    assert said in command_for(spec)
+    asked, = (word for word in shlex.split(command_for(spec)) if word.startswith("--target="))
+    assert parse_target(asked.partition("=")[2], names) == target
+
+
 def test_the_page_needs_nothing_else(small, tmp_path):
     guide, ask = small
     told = ask(guide("bright"), target=1)
@@ -362,6 +390,29 @@ def test_a_second_call_computes_nothing(small, monkeypatch):
     monkeypatch.setattr(symptoms, "steps_seen", refuse)
     again = ask(name, target=1)
     assert json.dumps(first | {"seconds": 0}) == json.dumps(again | {"seconds": 0})
+
+
+@pytest.mark.parametrize("damage", [lambda kept: b"", lambda kept: kept[:-9] + b"9" + kept[-8:]])
+def test_a_kept_table_that_is_damaged_is_made_again(small, own_cache, damage):
+    guide, ask = small
+    name = guide("bright")
+    first = ask(name, target=1)["symptoms"]
+    path, = (own_cache / "derived").glob("symptoms-*")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="damaged or foreign"): again = ask(name, target=1)["symptoms"]
+    assert json.dumps(first) == json.dumps(again)
+
+
+def test_what_a_function_of_yours_makes_is_looked_at_each_time(small, tmp_path, own_cache, monkeypatch):
+    "Of pictures that a function makes it is not known whether they are others."
+    guide, _ = small
+    paint(tmp_path / "PICTURES")
+    (tmp_path / "mine.py").write_text(DATA, encoding="utf-8")
+    monkeypatch.setenv("PICTURES", str(tmp_path / "PICTURES"))
+    asked = dict(denoiser=str(tmp_path / "pipeline"), classifier=guide("named"), steps=5, count=6)
+    for data in (f"{tmp_path / 'mine.py'}:make", str(tmp_path / "PICTURES")):
+        symptoms.recognised(question_of(data=data, **asked))
+        assert len([*own_cache.glob("derived/recognition-*")]) == (data == str(tmp_path / "PICTURES"))
 
 
 def test_a_guide_that_was_fooled_is_told(small):
@@ -561,6 +612,7 @@ def test_a_denoiser_of_bright_pictures_only_is_told(small, tmp_path, data):
     (dict(steps=1), "sampling steps"),
     (dict(steps=51), "sampling steps"),
     (dict(count=0), "images were"),
+    (dict(seed=1_000_000), "on which settings are tried"),
     (dict(target=7), "class"),
     (dict(judge="laptop/judge"), "same images"),
     (dict(data="nowhere"), "no data set"),
