@@ -25,6 +25,7 @@ from ..paper.presets import Preset
 from ..paper.settings import preset_for, spec_for, target_of
 from ..paper.variants import cost
 from ..pictures import uint8_to_images
+from ..runs.effects import FEWEST_PAIRS
 from ..runs.loose import as_they_come, is_computed
 from ..runs.pace import paces
 from ..runs.runs import Machine, models, run, steps_of
@@ -69,7 +70,7 @@ def question_of(target=0, steps=None, count=16, seed=0, device="auto", **models)
     p = replace(preset_for("laptop", **models), adam="adam_rescaled")
     steps = min(STEPS, p.T) if steps is None else number("steps", steps, int)
     check_range("sampling steps were", steps, 2, p.T)
-    check_range("images were", number("count", count, int), 4, 1024)
+    check_range("images were", number("count", count, int), FEWEST_PAIRS, 1024)
     seed = number("seed", seed, int)
     if seed == TRIED: raise UserError(f"seed {TRIED} is that of the noise on which settings are tried; give another.")
     question = Question(p, target_of(p, target), steps, int(count), seed, Machine(device))

@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 
 from ..guidance.gradients import is_nothing
-from .effects import paired_effect
+from .effects import FEW, paired_effect
 from .records import HERE, interval
 
 # %% ../../nbs/4_runs/11_verdicts.ipynb #e458a9c0
@@ -51,7 +51,8 @@ def vanished(run):
 def verdict(effect):
     """By the 95 % interval: "holds" if it lies above zero, "does not hold" if below.
 
-    "undecided" if it holds zero or is not known."""
+    "undecided" if it holds zero, is not known, or rests on fewer than `FEWEST_PAIRS` images."""
+    if effect.few: return "undecided"
     if effect.low > 0: return "holds"
     return "does not hold" if effect.high < 0 else "undecided"
 
@@ -87,7 +88,7 @@ def decide(claims, evidence):
             low=effect.low,
             high=effect.high,
             verdict=verdict(effect),
-            beside=c.beside(evidence),
+            beside="; ".join(filter(None, [FEW if effect.few else "", c.beside(evidence)])),
             kind=c.kind,
             short=c.short,
         ))

@@ -122,6 +122,17 @@ def test_fid_differences_cover_at_the_nominal_rate():
 def test_verdicts(low, high, expected): assert verdict(Effect((low + high) / 2, low, high)) == expected
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_of_few_images_that_agree_nothing_is_decided(n):
+    "Without an effect n differences have one sign with probability 2^(1-n), which is below 5 % from six on."
+    claim = Claim("planted", "here", "mean", lambda d: paired_effect(d, 0 * d), beside=lambda d: "more")
+    for d in (np.linspace(0.1, 0.2, n), np.full(n, 0.1)):
+        row, = decide([claim], d).to_dict("records")
+        assert (row["verdict"] == "holds") == (n == 6)
+        assert row["beside"] == ("more" if n == 6 else "so few images decide nothing; more")
+        assert ("so few images" in str(paired_effect(d, 0 * d))) == (n < 6)
+
+
 def test_planted_fid_difference():
     rng = np.random.default_rng(2)
     p = np.tile([0.3, 0.5, 0.8], (200, 1))
