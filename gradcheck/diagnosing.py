@@ -25,7 +25,7 @@ def diagnose(
     target: str = typer.Option("0", help="class index or name"),
     minutes: float = typer.Option(5.0, help="what does not fit is left out, and said"),
     steps: Optional[int] = typer.Option(None, help="sampling steps; 30, or the denoiser's T if that is less"),
-    count: int = typer.Option(16, help="images that the answer rests on"),
+    count: int = typer.Option(16, help="images that the answer rests on, 6 at least"),
     seed: int = 0,
     out: Path = Path("results/diagnose"),
     device: str = "auto",
