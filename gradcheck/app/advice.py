@@ -68,6 +68,7 @@ class Answer:
     why: str
     gains: dict                      # way -> `Effect` over no guidance
 
+# %% ../../nbs/6_app/09_advice.ipynb #e8b2514c
 def helps(gain): return bool(gain.mean >= SMALLEST and verdict(gain) == "holds")
 
 def chosen_of(gains):

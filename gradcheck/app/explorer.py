@@ -29,6 +29,7 @@ def markup(text=""):
     "A widget for HTML, as wide as its place."
     return widgets.HTML(text, layout=dict(width="auto"))
 
+# %% ../../nbs/6_app/05_explorer.ipynb #a3d90f17
 class Stage(widgets.VBox):
     "Widgets that draw whatever frame the slider is at, of one image; and the code that makes them."
     def __init__(self):
