@@ -78,7 +78,7 @@ def test_figures_and_table_for_models_of_ones_own(mine, cli, monkeypatch):
     assert (
         "brightness off (grey levels)" in table
         and "one ball" not in table
-        and table["FID (judge), target"].notna().all()
+        and table["FID (judge), target"].notna().tolist() == [True] * 5 + [False]          # so few are held back
     )
     sidecar = json.loads((folder / "figure_2.json").read_text(encoding="utf-8"))
     assert all(
