@@ -20,8 +20,10 @@ import forks
 import pandas as pd
 import pytest
 from conftest import of_all_workers
+from papermill import inspect_notebook
 from PIL import Image
 
+from gradcheck.kinds import names_set_in
 from gradcheck.paper.curves import class_labels
 from gradcheck.paper.figures import FIGURES
 from gradcheck.paper.page import claims_text
@@ -65,6 +67,13 @@ def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_pa
     copy = Path(shutil.copy(notebook, tmp_path / "nbs"))
     forks.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(copy)], check=True, cwd=tmp_path)
     assert len(parameter_cells(copy)) == 1 and copy.read_text(encoding="utf-8") == notebook.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
+def test_papermill_knows_every_parameter(notebook, caplog):
+    "A line that it cannot read (with two signs =) is a warning at each call, and one more where that parameter is given."
+    cell, = parameter_cells(notebook)
+    assert list(inspect_notebook(str(notebook))) == names_set_in("".join(cell["source"])) and not caplog.records
 
 
 @one_worker
