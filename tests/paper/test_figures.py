@@ -71,7 +71,7 @@ def test_exactly_one_parameters_cell_which_survives_nbdev_clean(notebook, tmp_pa
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
 def test_papermill_knows_every_parameter(notebook, caplog):
-    "A line that it cannot read (with two signs =) is a warning at each call, and one more where that parameter is given."
+    "A line that it cannot read (with two signs =) would be a warning at each call."
     cell, = parameter_cells(notebook)
     assert list(inspect_notebook(str(notebook))) == names_set_in("".join(cell["source"])) and not caplog.records
 
