@@ -17,7 +17,8 @@ from ..core import UserError
 from ..guidance.sampling import NonFinite
 from ..models.batches import TILE
 from ..models.catalogue import classifier_card, open_classifier
-from ..runs.loose import in_tiles, loose_folder
+from ..runs.chunks import loose_folder
+from ..runs.loose import in_tiles
 from ..runs.runs import run_all
 from ..runs.scales import PILOTS, check_injected, interpolate_scales, three_digits
 from ..runs.specs import PROBE

@@ -22,7 +22,7 @@ from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, stud
 from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
 from gradcheck.paper.study_results import CELL, packed, read_study, write_files, write_study
-from gradcheck.runs.loose import loose_folder
+from gradcheck.runs.chunks import loose_folder
 from gradcheck.runs.quality import real_quality
 from gradcheck.runs.runs import chunk_path
 from gradcheck.runs.specs import PROBE

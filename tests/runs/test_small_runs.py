@@ -13,7 +13,8 @@ from gradcheck.paper.plan import plan, runs_digest
 from gradcheck.paper.settings import preset_for, spec_for
 from gradcheck.core import UserError
 from gradcheck.runs import runs
-from gradcheck.runs.loose import as_they_come, in_tiles, loose_folder
+from gradcheck.runs.chunks import loose_folder
+from gradcheck.runs.loose import as_they_come, in_tiles
 from gradcheck.runs.runs import Local, run
 from gradcheck.runs.scales import (FEW, PILOTS, calibrate, is_small, matched_scales, not_faded, pilot_specs, probe_of,
                                    reach, share_of)
