@@ -107,11 +107,11 @@ def means_in_words(runs):
 # %% ../../nbs/5_paper/09_plots.ipynb #3815463a
 def draw_curve(ax, rows, color, label):
     "One curve of a table of `cosine_table`: its `rows`, in a color of `PALETTE`."
-    low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
+    low, high = (rows["mean"] + side * rows["std"] for side in (-1, 1))
     clear = rows["mean"].where(~is_faint(rows))
     look = dict(color=PALETTE[color], marker=MARKERS[color], ms=6, mec="white", mew=0.8, lw=1.6)
     if clear.notna().any(): look["markevery"] = 0.12       # matplotlib cannot space marks along nothing
-    ax.fill_between(rows["t"], low, high, color=PALETTE[color], alpha=0.16, lw=0)
+    ax.fill_between(rows["t"], low.clip(-1, 1), high.clip(-1, 1), color=PALETTE[color], alpha=0.16, lw=0)
     ax.plot(rows["t"], clear, label=as_label(label), **look)
     if is_faint(rows).any(): ax.plot(rows["t"], rows["mean"], color=PALETTE[color], lw=1, alpha=0.5)
 
