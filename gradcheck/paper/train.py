@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AUTOENCODER', 'SMALL_AUTOENCODER', 'FIT_IMAGES', 'FIT_VALUES', 'HELD_OUT', 'altered', 'recipe_of', 'training_task',
-           'fit_start', 'training_card', 'sample_grid', 'seconds_per_step', 'shortened', 'kept', 'begun_recipe',
-           'recipe_within', 'save_start', 'said_before', 'train']
+           'fit_images', 'fit_start', 'training_card', 'sample_grid', 'seconds_per_step', 'shortened', 'kept',
+           'begun_recipe', 'recipe_within', 'save_start', 'said_before', 'train']
 
 # %% ../../nbs/5_paper/15_train.ipynb #093cf02c
 import time
@@ -75,11 +75,14 @@ def training_task(preset, what, classes=4, size=64, architecture="MobileNetV3Sma
 FIT_IMAGES = 3000
 FIT_VALUES = 2**27            # half a gigabyte: 3,000 images of 64 px, 682 of 256 px
 
+def fit_images(data):
+    "How many images of a data set, its first, a start is fitted on: `FIT_IMAGES`, or as many as `FIT_VALUES` allow."
+    return min(FIT_IMAGES, len(data), max(FIT_VALUES // (3 * data.canvas**2), 100))
+
 @cache
 def fit_start(data):
-    "The matched start of a data set, from its first `FIT_IMAGES` images, or as many as `FIT_VALUES` allow."
-    images = min(FIT_IMAGES, len(data), max(FIT_VALUES // (3 * data.canvas**2), 100))
-    return GaussianStart.fit(data.batch(range(images))[0])
+    "The matched start of a data set, from its first `fit_images`."
+    return GaussianStart.fit(data.batch(range(fit_images(data)))[0])
 
 # %% ../../nbs/5_paper/15_train.ipynb #e6f1815b
 HELD_OUT = 2000               # images that a card's accuracy or error is measured on, or as many as there are
@@ -169,7 +172,7 @@ def recipe_within(minutes, out, resume, model, loss, data, recipe, device):
 # %% ../../nbs/5_paper/15_train.ipynb #eb416247
 def save_start(data, out, card):
     "Write the matched start of a denoiser's data beside it; returns its digest."
-    told = {k: card[k] for k in ("command", "data")} | dict(kind="start", images=FIT_IMAGES)
+    told = {k: card[k] for k in ("command", "data")} | dict(kind="start", images=fit_images(data))
     return save_weights(fit_start(data), Path(out) / "start.safetensors", told)["sha256"]
 
 # %% ../../nbs/5_paper/15_train.ipynb #a7d213fe

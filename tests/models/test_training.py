@@ -16,7 +16,7 @@ from gradcheck.models.checkpoints import load_classifier, load_denoiser, load_we
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.core import UserError
 from gradcheck.models.ddpm import DDPM
-from gradcheck.paper.train import seconds_per_step, training_task
+from gradcheck.paper.train import fit_images, seconds_per_step, training_task
 from gradcheck.data.sportballs import SportBalls
 from gradcheck.core import read_meta, seeded
 from gradcheck.models.training import Recipe, Trainer, denoising_loss
@@ -287,3 +287,11 @@ def test_bundled_weights_load_and_their_cards_are_complete(name, architecture):
     assert {"command", "images", "sha256"} | trained <= card.keys() and {"data", "data_seed"} & card.keys()
     assert draws_of(card) == ("coupled" if name.startswith("coupled/") else "independent")
     assert all(p.isfinite().all() for p in load_weights(name, architecture).state_dict().values())
+
+
+@pytest.mark.parametrize(("images", "size", "fitted"), [(5000, 64, 3000), (500, 64, 500), (5000, 256, 682)])
+def test_a_start_is_fitted_on_as_many_images_as_its_card_says(images, size, fitted):
+    class Data:
+        canvas = size
+        def __len__(self): return images
+    assert fit_images(Data()) == fitted
