@@ -63,14 +63,14 @@ def runs_digest(figure, p, **changes):
     return digest_of({str(path.relative_to(cache)): read_meta(path)["content"] for path in paths})
 
 def judged_by(figure, p):
-    "Digests of what a figure reads beside models and runs: its data, Inception, the reference numbers."
+    "Digests of what a figure reads beside models and runs: its data, Inception, the reference numbers and replicates."
     known, folder = FIGURES[figure], project_root() / "data"
     inception = inception_path(folder)
-    reference = sorted(path for path in (folder / "reference").rglob("*") if path.is_file())
+    numbers = [*(folder / "reference").rglob("*"), *(folder / "replicates").rglob("*")]
     return dict(
         data=data_digest(p.data, p.shape[1]) if known.data else "",
         inception=file_digest(inception) if known.data and inception.is_file() else "",
-        reference=files_digest(folder, reference) if known.fixed else "",
+        reference=files_digest(folder, sorted(filter(Path.is_file, numbers))) if known.fixed else "",
     )
 
 # %% ../../nbs/5_paper/11_plan.ipynb #0f59205c

@@ -306,7 +306,7 @@ def test_what_a_function_reads_is_not_known(tmp_path):
 
 @pytest.mark.parametrize("figure", ["figure_8", "study"])
 def test_what_is_read_beside_models(figure, tmp_path, monkeypatch):
-    "Inception's weights where they are there; for the study, the reference numbers."
+    "Inception's weights where they are there; for the study, the reference numbers and the further classifiers."
     def parts(): return made_of(figure, get_preset("smoke"), ROOT / "nbs" / "figures" / f"{figure}.ipynb", {})
     before = parts()
     path = tmp_path / "inception.pt"
@@ -316,5 +316,9 @@ def test_what_is_read_beside_models(figure, tmp_path, monkeypatch):
     monkeypatch.setattr("gradcheck.paper.plan.project_root", lambda: tmp_path)
     (tmp_path / "data" / "reference" / "study").mkdir(parents=True)
     (tmp_path / "data" / "reference" / "study" / "claims.csv").write_text("claims")
-    changed = {k for k, v in parts().items() if v != before[k]}
+    numbers = parts()
+    changed = {k for k, v in numbers.items() if v != before[k]}
     assert changed == ({"inception", "reference"} if figure == "study" else {"inception"})
+    (tmp_path / "data" / "replicates").mkdir()
+    (tmp_path / "data" / "replicates" / "robust_2.safetensors").write_text("weights")
+    assert (parts() != numbers) == (figure == "study")
