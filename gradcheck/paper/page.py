@@ -42,11 +42,13 @@ UNKNOWN = (
     "equal injected energy, the length of what guidance adds to a picture; that choice is ours.",
 
     "The form of ADAM (no bias correction, eps = 1e-4) and the target class 0 are read in the authors' later code; "
-    "Figures 1 to 3 and Table 1 follow the gradient of the logit, as theirs does, Figures 5 to 7 that of the "
-    "log-probability; sampling starts where x_T lies in training, theirs at N(0, I).",
+    "Figures 1 to 3 and Table 1 follow the gradient of the logit, as theirs does. Unless the mode says otherwise, "
+    "Figures 5 to 7 follow that of the log-probability, and sampling starts where x_T lies in training (theirs: "
+    "N(0, I)).",
 
-    "Target probability: the paper's guide judges itself, as far as we know. We show an independent judge beside it; "
-    "it decides the claims of one training, and those of the study under our protocol.",
+    "Target probability: the paper's guide judges itself, as far as we know. Unless the mode "
+    "says otherwise, an independent judge stands beside it; it decides the claims of one training, and those of the "
+    "study under our protocol.",
 
     "Inception-v3 weights cannot be bundled. FID (judge) uses the bundled judge's features; its values cannot be "
     "compared with FID (Inception), which stands in columns of its own where the weights are there.",
