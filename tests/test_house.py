@@ -4,6 +4,7 @@ circle."""
 import ast
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,15 @@ def test_no_circle_and_no_tall_tower():
 def test_a_file_that_hides_any_library_is_noticed():
     imported = {name for path in PATHS for name in libraries_of(path)}
     assert {"torch", "PIL", "psutil", "zmq"} <= imported <= set(LIBRARIES)
+
+
+def test_no_name_of_all_hides_another():
+    "A name that two modules define would be, for who imports all of them, that of the later one."
+    homes = {}
+    for node in ast.parse((ROOT / "gradcheck/all.py").read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ImportFrom): continue
+        module = import_module(f"gradcheck.{node.module}")
+        names = module.__all__ if node.names[0].name == "*" else [alias.name for alias in node.names]
+        for name in names: homes.setdefault(name, {})[id(getattr(module, name))] = node.module
+    assert len(homes) > 400
+    assert {name: list(of.values()) for name, of in homes.items() if len(of) > 1} == {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'DRAWS', 'PAINTERS', 'HELD_OUT', 'draw_ball', 'load_sprites', 'render_rotations', 'draw_factors', 'paste',
-           'Identity', 'Factors', 'Windows', 'Painted', 'SportBalls']
+           'Identity', 'DrawnFactors', 'Windows', 'Painted', 'SportBalls']
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #19ae5660
 import hashlib
@@ -176,7 +176,7 @@ class Identity(ImageData):
         return self.classes if self.target == "class" else (f"no {self.target[9:]}", self.target[9:])
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #fa13ebc6
-class Factors(Identity):
+class DrawnFactors(Identity):
     "The factors and labels of SportBalls, before anything is painted."
     def factors(self, i):
         """The generator's known factors of images `i`: label, x, y (top-left, px), rotation (degrees), size (px);
@@ -191,7 +191,7 @@ class Factors(Identity):
         return (drawn == self.classes.index(self.target.removeprefix("contains "))).any(1).astype(np.int64)
 
 # %% ../../nbs/1_data/02_sportballs.ipynb #473d1cf1
-class Windows(Factors):
+class Windows(DrawnFactors):
     "Where each ball is, and its picture, rendered once per class and size."
     def placed(self, f):
         """Yield, for each ball of the factors `f`, its window (image, rows, columns) and its premultiplied picture

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'SCALE', 'UNGUIDED', 'at_x_t', 'at_x0_hat', 'at_x0_hat_stopped', 'smoothed', 'unguided', 'Interval',
-           'check_part', 'Guidance', 'Ancestral', 'Step', 'NonFinite', 'NonFiniteGradient', 'odd_image', 'check_finite',
-           'check_state', 'check_parts', 'guided_steps', 'sample']
+           'check_part', 'Guidance', 'Ancestral', 'Step', 'NonFinite', 'NonFiniteGradient', 'odd_image',
+           'check_gradient', 'check_state', 'check_parts', 'guided_steps', 'sample']
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #e3f1ef99
 import sys
@@ -188,7 +188,7 @@ def odd_image(x):
     if x.sum().isfinite(): return None
     return next(iter((~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()), None)
 
-def check_finite(gradient, t, guidance):
+def check_gradient(gradient, t, guidance):
     "`NonFiniteGradient` where a gradient (N, C, H, W) at time step `t` is not finite."
     if (image := odd_image(gradient)) is None: return
     raise NonFiniteGradient(
@@ -234,7 +234,7 @@ def guided_steps(
     def noise(): return randn(x_t.shape, generator, x_t.device).to(x_t.dtype)
     for t, t_prev, back in ddpm.visits(steps, repeats):
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
-        check_finite(gradient, t, guidance)
+        check_gradient(gradient, t, guidance)
         stabilised = guidance.stabilise(gradient, t)
         push = (guidance.scale_at(t) or 0.0) * stabilised
         x0_hat = ddpm.clip_x0(x0_raw)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ..core import UserError
 from .samplers import DDIM
-from .sampling import Ancestral, Step, check_finite, check_state, unguided
+from .sampling import Ancestral, Step, check_gradient, check_state, unguided
 from ..models.batches import MicroBatch
 from ..models.ddpm import VARIANCES, Currencies
 from ..models.folders import LEARNED
@@ -132,7 +132,7 @@ class Guided:
         Raises `NonFiniteGradient` with the step, the image and the setting, `NonFinite` for such a state."""
         t = int(t)
         x0_raw, gradient, output = self.evaluate(image.float(), t)
-        check_finite(gradient, t, self.guidance)
+        check_gradient(gradient, t, self.guidance)
         stabilised = self.guidance.stabilise(gradient, t)
         push = (self.guidance.scale_at(t) or 0.0) * stabilised
         shift = gain(self.diffusion, output, t, push) * push

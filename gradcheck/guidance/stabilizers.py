@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STABILIZERS', 'Stabilizer', 'value_of', 'check_values', 'Adam', 'RescaledAdam', 'EMA', 'RescaledEMA', 'lengths',
-           'raised', 'UnitNorm', 'FirstNorm', 'with_parameters', 'Guarded', 'guarded', 'make_stabilizer', 'answers_of',
-           'stabilizer_digest']
+           'raised', 'UnitNorm', 'FirstNorm', 'with_parameters', 'Guarded', 'guarded', 'make_stabilizer',
+           'responses_of', 'stabilizer_digest']
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #c67ce72d
 import hashlib
@@ -222,7 +222,7 @@ def make_stabilizer(name, code=None):
     ours, *given = str(name).split(",")
     return with_parameters(STABILIZERS[choose("stabilizer", ours, STABILIZERS)](), ours, given)
 
-def answers_of(stabilizer):
+def responses_of(stabilizer):
     """What a fresh stabilizer of yours makes of three gradients, as text, to three digits (others' last bits differ);
     a sentence where it takes none of this shape."""
     with seeded(0) as generator:
@@ -238,6 +238,6 @@ def stabilizer_digest(name):
     code = source_digest(name)
     made, another = (make_stabilizer(name, code) for _ in range(2))
     held = content_of(getattr(getattr(made, "made", made), "__dict__", {}))
-    first, second = answers_of(made), answers_of(another)
+    first, second = responses_of(made), responses_of(another)
     told = f"{name.rpartition(':')[2]}\n{code}\n{first if first == second else ''}"
     return hashlib.sha256(told.encode() + held).hexdigest()

@@ -19,7 +19,7 @@ from gradcheck.guidance.sampling import (
     Interval,
     NonFiniteGradient,
     at_x0_hat,
-    check_finite,
+    check_gradient,
     guided_steps,
     sample,
 )
@@ -322,9 +322,9 @@ def test_outside_an_interval_no_gradient_is_computed():
 
 def test_finite_gradients_whose_sum_is_not_pass():
     guidance, huge = Guidance(Logits(), 0), torch.full((2, 3, 2, 2), 3e38)
-    assert not huge.sum().isfinite() and check_finite(huge, 5, guidance) is None
+    assert not huge.sum().isfinite() and check_gradient(huge, 5, guidance) is None
     huge[1, 0, 0, 0], huge[1, 0, 0, 1] = float("inf"), -float("inf")
-    with pytest.raises(NonFiniteGradient, match="time step 5 for image 1 "): check_finite(huge, 5, guidance)
+    with pytest.raises(NonFiniteGradient, match="time step 5 for image 1 "): check_gradient(huge, 5, guidance)
 
 
 def test_non_finite_gradient_names_step_image_and_setting():
