@@ -16,7 +16,7 @@ from ..core import UserError
 from .samplers import DDIM
 from .sampling import Ancestral, Step, check_gradient, check_state, unguided
 from ..models.batches import MicroBatch
-from ..models.ddpm import VARIANCES, Currencies
+from ..models.ddpm import VARIANCES, Parameterizations
 from ..models.folders import LEARNED
 from ..models.interop import VARIANCE_TYPES
 
@@ -36,7 +36,7 @@ def stepper_of(scheduler):
     return STEPPERS[kinds[0]]
 
 # %% ../../nbs/3_guidance/12_scheduled.ipynb #f3d04ebc
-class Scheduled(Currencies):
+class Scheduled(Parameterizations):
     """The diffusion of a `scheduler` of diffusers, by that scheduler's own numbers.
 
     Raises `UserError` as `stepper_of`."""

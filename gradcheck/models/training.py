@@ -27,7 +27,7 @@ from .resume import Remembered
 MAX_WEIGHT = 20.0     # of the x0-loss; reached at t = 41 of the paper's schedule
 
 def denoising_loss(model, ddpm, x0, labels, generator):
-    "The DDPM loss of one batch of images `x0` (N, C, H, W) in the currency that the model predicts."
+    "The DDPM loss of one batch of images `x0` (N, C, H, W) in terms of what the model predicts."
     t = torch.randint(0, ddpm.T, (len(x0),), generator=generator).to(x0.device)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
     x_t, abar = ddpm.q_sample(x0, t, eps), ddpm.abar_at(t, x0)
