@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FEW_SEEDS', 'FEW_IMAGES', 'counter_bits', 'counter_integers', 'renewed_streams', 'image_generators',
-           'check_generators', 'randn', 'own_seeds', 'seeded', 'row_linear', 'RowLinear', 'pick_device', 'UserError',
-           'choose', 'make_folder', 'write_bytes', 'absolute', 'cache_root', 'command_file', 'command_folder',
-           'located', 'project_root', 'read_meta', 'save_atomically', 'shown', 'described']
+           'check_generators', 'randn', 'own_seeds', 'seeded', 'row_linear', 'RowLinear', 'norm', 'per_image',
+           'pick_device', 'UserError', 'choose', 'make_folder', 'write_bytes', 'absolute', 'cache_root', 'command_file',
+           'command_folder', 'located', 'project_root', 'read_meta', 'save_atomically', 'shown', 'described']
 
 # %% ../nbs/00_core.ipynb #7ca2ea7f
 import contextlib
@@ -149,6 +149,15 @@ class RowLinear(nn.Linear):
     in_double = True
 
     def forward(self, x): return row_linear(x, self.weight, self.bias)
+
+# %% ../nbs/00_core.ipynb #5d0c3a92
+def norm(x):
+    "Euclidean norm of each image (N, ...), (N,)."
+    return x.flatten(1).norm(dim=1)
+
+def per_image(values, x):
+    "Numbers (N,) shaped to broadcast against images `x` (N, ...)."
+    return values.view(-1, *[1] * (x.dim() - 1))
 
 # %% ../nbs/00_core.ipynb #32d7b3ab
 def pick_device(name="auto"):

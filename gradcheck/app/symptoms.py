@@ -18,9 +18,9 @@ import torch
 from tqdm.auto import tqdm
 
 import gradcheck
-from ..core import UserError, image_generators, pick_device, randn
+from ..core import UserError, image_generators, norm, pick_device, randn
 from ..data.sources import data_digest
-from ..guidance.gradients import cosine, is_nothing, norm, saturated_share
+from ..guidance.gradients import cosine, is_nothing, saturated_share
 from ..guidance.microscope import Lens, cosine_between, low_frequencies, low_frequency_share, noisy_paths
 from ..guidance.objectives import OBJECTIVES
 from ..models.batches import as_micro_batch

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..core import UserError, pick_device, randn
+from ..core import UserError, norm, pick_device, randn
 from ..guidance.sampling import NonFinite
 from ..kinds import check_range, number
 from ..models.classifiers import class_probabilities
@@ -162,7 +162,7 @@ def rows_of(question, result, way, energy):
 
 def length_of(result):
     "How long the pictures of a run are, as a mean: guidance that is longer has drawn another picture."
-    return uint8_to_images(result.samples).flatten(1).norm(dim=1).mean().item()
+    return norm(uint8_to_images(result.samples)).mean().item()
 
 # %% ../../nbs/6_app/07_trials.ipynb #7e82b994
 WAYS = ("plain", "both", "x0_hat", "adam")                 # of `VARIANTS`

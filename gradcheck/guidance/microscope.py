@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core import UserError, choose, image_generators, randn
-from .gradients import cosine, norm, saturated_share
+from ..core import UserError, choose, image_generators, norm, randn
+from .gradients import cosine, saturated_share
 from .objectives import log_probability
 from .sampling import WHERE, Ancestral, Guidance
 from .stabilizers import make_stabilizer

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..core import UserError
+from ..core import UserError, per_image
 from .sampling import Ancestral, Guidance, guided_steps
 from .stabilizers import Stabilizer
 from ..models.batches import MicroBatch
@@ -154,7 +154,7 @@ class Scaled(Stabilizer):
     factors: torch.Tensor
 
     def reset(self): self.stabilizer.reset()
-    def __call__(self, g): return self.factors.view(-1, 1, 1, 1) * self.stabilizer(g)
+    def __call__(self, g): return per_image(self.factors, g) * self.stabilizer(g)
 
 def guided_points(mixture, ddpm, guidance, x_T, scales, generator, steps=None, sampler=Ancestral()):
     """Points (N, 2) that start from `x_T` (N, 2), guided with a scale each, `scales` (N,), in place of the guidance's

@@ -9,6 +9,7 @@ __all__ = ['DDIM', 'MeanShift', 'Spherical', 'HalfPrecision']
 from dataclasses import dataclass
 from typing import Any
 
+from ..core import norm, per_image
 from ..models.ddpm import VARIANCES
 
 # %% ../../nbs/3_guidance/02_samplers.ipynb #931468a8
@@ -55,12 +56,11 @@ class Spherical:
         return (x[0].numel() * self.sampler.variance(ddpm, t, t_prev, x)).sqrt()
 
     def step(self, ddpm, x_t, x0, t, t_prev, noise, push):
-        def length(x): return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
-        share = length(push)
+        share = per_image(norm(push), push)
         goal = noise[0].numel() ** 0.5 * push / share.clamp(min=1e-30)
         turned = noise + share.clamp(max=1) * (goal - noise)
         mean = self.sampler.step(ddpm, x_t, x0, t, t_prev, 0 * noise, 0 * push)
-        return mean + self.gain(ddpm, t, t_prev, x_t) * turned / length(turned).clamp(min=1e-30)
+        return mean + self.gain(ddpm, t, t_prev, x_t) * turned / per_image(norm(turned).clamp(min=1e-30), turned)
 
 # %% ../../nbs/3_guidance/02_samplers.ipynb #eb296f83
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..core import UserError, choose, randn, shown
+from ..core import UserError, choose, per_image, randn, shown
 from ..kinds import COUNT, FLAG, Kind, of_kind, scalar, whole
 
 # %% ../../nbs/2_models/01_ddpm.ipynb #6b72e2fa
@@ -69,7 +69,7 @@ class Forward:
         "`abar[t]` in the dtype of `x`, shaped to broadcast against images `x` (N, C, H, W); 1 where t = -1 (clean)."
         t = torch.as_tensor(t)
         a = torch.where(t < 0, 1.0, self.abar[t.clamp(min=0).cpu()].to(t.device))
-        return a.to(x).view(-1, *[1] * (x.dim() - 1)) if t.dim() else a.to(x)
+        return per_image(a.to(x), x) if t.dim() else a.to(x)
 
     def q_sample(self, x0, t, eps):
         "x_t ~ q(x_t | x0) for the noise `eps` (Ho et al. 2020, eq. 4)."

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core import UserError, pick_device
+from ..core import UserError, per_image, pick_device
 
 # %% ../../nbs/2_models/04_networks.ipynb #98a337e5
 def freeze(model):
@@ -147,7 +147,7 @@ def differentiable(values, images):
 def gradient_back(values, x):
     "The gradient (N, ...) of the sum of `values` (N,) back to the leaf `x`; NaN for an image whose value is NaN."
     gradient, = torch.autograd.grad(differentiable(values, len(x)), x)
-    return gradient.masked_fill(values.detach().isnan().view(-1, *[1] * (x.dim() - 1)), float("nan"))
+    return gradient.masked_fill(per_image(values.detach().isnan(), x), float("nan"))
 
 def gradient_of(value, x):
     "The gradient (same shape as `x`) of the sum of `value(x)` (N,), with `x` as a fresh leaf."

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..contents import attributes_of, content_of
-from ..core import UserError, seeded
+from ..core import UserError, norm, seeded
 from ..functions import call_function, check_unchanged, code_of, told
 from .batches import blamed, out_of_memory
 from .classifiers import MOST_CLASSES
@@ -177,7 +177,7 @@ def answers_of(logits, gradient):
     """Logits (N, classes) and a gradient (N, ...) as text, by three sums of each image's logits and the length of its
     gradient, to three digits: on another machine the last bits differ."""
     sums = torch.randn(logits.shape[1], 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    told = [*(logits.cpu().double() @ sums).flatten(), *gradient.cpu().double().flatten(1).norm(dim=1)]
+    told = [*(logits.cpu().double() @ sums).flatten(), *norm(gradient.cpu().double())]
     return " ".join(f"{v:.3g}" for v in told)
 
 def fault_of(model, x, logits, gradient):

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..core import located, write_bytes, image_generators, randn
+from ..core import image_generators, located, norm, randn, write_bytes
 from ..data.sportballs import SportBalls
-from ..guidance.gradients import cosine, is_nothing, norm
+from ..guidance.gradients import cosine, is_nothing
 from ..guidance.microscope import cosine_between, low_frequency_share, masked_share
 from ..guidance.objectives import OBJECTIVES
 from ..guidance.sampling import Ancestral

@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import generator
 
-from gradcheck.core import UserError, image_generators, randn
+from gradcheck.core import UserError, image_generators, norm, randn
 from gradcheck.models.ddpm import DDPM
 from gradcheck.guidance.samplers import DDIM
 from gradcheck.guidance.sampling import Ancestral
-from gradcheck.guidance.gradients import collect, cosine, cosine_in_random_order, measure, norm, saturated_share
+from gradcheck.guidance.gradients import collect, cosine, cosine_in_random_order, measure, saturated_share
 from gradcheck.models.ddpm import predict
 from gradcheck.guidance.objectives import OBJECTIVES
 from gradcheck.guidance.sampling import (

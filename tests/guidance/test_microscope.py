@@ -8,9 +8,9 @@ import torch
 from conftest import generator
 from test_guidance import Logits, Net
 
-from gradcheck.core import UserError, image_generators
+from gradcheck.core import UserError, image_generators, norm
 from gradcheck.models.ddpm import DDPM
-from gradcheck.guidance.gradients import cosine, norm
+from gradcheck.guidance.gradients import cosine
 from gradcheck.guidance.microscope import (
     Lens,
     Memory,
