@@ -25,14 +25,14 @@ def coupled(p):
 
 # %% ../../nbs/5_paper/02_quirks.ipynb #dca01dcc
 VALUES = ("corrected", "paper")
-QUIRKS = {   # name -> what `paper` and `corrected` do to a preset
-    "draws": dict(paper=coupled, corrected=lambda p: p),
-    "start": dict(paper=switch(start="standard"), corrected=lambda p: p),
-    "objective": dict(paper=switch(objective="logit"), corrected=lambda p: p),
-    "state": dict(paper=switch(state="float16"), corrected=lambda p: p),
-    "judge": dict(paper=lambda p: replace(p, switches=p.switches | {"judge": None}), corrected=lambda p: p),
-    "adam": dict(paper=lambda p: p, corrected=lambda p: replace(p, adam="adam_corrected")),
-    "clip": dict(paper=lambda p: p, corrected=switch(clip=False)),
+QUIRKS = {   # name -> what its other value, which is not the default, does to a preset
+    "draws": coupled,
+    "start": switch(start="standard"),
+    "objective": switch(objective="logit"),
+    "state": switch(state="float16"),
+    "judge": switch(judge=None),
+    "adam": lambda p: replace(p, adam="adam_corrected"),
+    "clip": switch(clip=False),
 }
 DEFAULT_MODE = dict.fromkeys(QUIRKS, "corrected") | dict(adam="paper", clip="paper")
 
@@ -71,7 +71,8 @@ def in_mode(preset, text):
     their own."""
     p, mode = preset, parse_mode(text)
     if mode == DEFAULT_MODE: return p
-    for name, value in mode.items(): p = QUIRKS[name][value](p)
+    for name, quirk in QUIRKS.items():
+        if mode[name] != DEFAULT_MODE[name]: p = quirk(p)
     return replace(p, name=f"{p.name}-{str(text).replace(' ', '').replace(',', '-')}", scales=None)
 
 # %% ../../nbs/5_paper/02_quirks.ipynb #e07a1e17
