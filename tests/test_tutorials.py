@@ -73,9 +73,11 @@ def test_numbers_in_the_prose_of_paper_against_corrected():
     from gradcheck.guidance.stabilizers import Adam, make_stabilizer
     from gradcheck.models.ddpm import DDPM
     from gradcheck.paper.presets import get_preset
+    from gradcheck.paper.quirks import QUIRKS
 
     code, prose, said = source_and_outputs("paper_vs_corrected")
     laptop = get_preset("laptop")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", prose, re.M)) == sorted(QUIRKS)
     assert rf"\sqrt{{\bar\alpha_T}} = {DDPM().abar[-1].sqrt():.2f}" in prose
     assert Adam().eps == 1e-4 and r"\epsilon = 10^{-4}" in prose
     assert make_stabilizer("adam_corrected").eps == 1e-8 and r"\epsilon = 10^{-8}" in prose
