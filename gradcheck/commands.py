@@ -86,7 +86,7 @@ def setting_for(denoiser, classifier, judge, **fields):
     if fields.get("robust") is not None: fields["robust"] = bundled(fields["robust"])
     own = dict(denoiser=denoiser, classifier=classifier, judge=judge) if denoiser else {}
     p = preset_for("laptop", **own)
-    return spec_for(p, list(p.classifiers)[-1], "plain", classifier=classifier, judge=judge, **fields)
+    return spec_for(p, p.guide_role, "plain", classifier=classifier, judge=judge, **fields)
 
 # %% ../nbs/97_commands.ipynb #2726c584
 def say_notes(denoiser, precision="float32", device="auto"):

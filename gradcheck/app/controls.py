@@ -99,8 +99,8 @@ def classifier_menu(preset):
 
 def target_menu(preset):
     "The classes of a preset's classifiers; the third is chosen, the volleyball of SportBalls, or the last of fewer."
-    some = list(preset.classifiers.values())[-1]
-    names = told_apart(class_names(classifier_card(some, preset.shape)))
+    guide = preset.classifiers[preset.guide_role]
+    names = told_apart(class_names(classifier_card(guide, preset.shape)))
     classes = [(name, i) for i, name in enumerate(names)]
     return control(widgets.Dropdown, "target", options=classes, value=min(2, len(names) - 1))
 
@@ -170,7 +170,7 @@ def shared_controls(preset):
 # %% ../../nbs/6_app/04_controls.ipynb #9a48d425
 def best_precision(preset, device):
     "The precision of a preset's networks in which plain guidance makes frames fastest on a device."
-    return faster_precision(spec_for(preset, list(preset.classifiers)[-1], "plain"), IMAGES, device)
+    return faster_precision(spec_for(preset, preset.guide_role, "plain"), IMAGES, device)
 
 def of_precision(preset):
     "What a person should know of a preset's precision, in a sentence; nothing of float32."

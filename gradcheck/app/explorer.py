@@ -91,7 +91,7 @@ def tries_menu(preset):
 
 def follow(tries, settings):
     "Set the `Controls` of A and B to what there is to try; the HTML that says what to look for."
-    own = list(settings["A"].preset.classifiers)[-1]
+    own = settings["A"].preset.guide_role
     pairs = tries.value or [(own, "plain"), (own, "both")]
     for controls, (role, variant) in zip(settings.values(), pairs): controls.choose(role, variant)
     return str(HTML.help(TRIES[tries.label][0] if tries.value else ""))

@@ -48,7 +48,7 @@ class Question:
     machine: Machine = Machine()
 
     @property
-    def role(self): return list(self.preset.classifiers)[-1]
+    def role(self): return self.preset.guide_role
 
     @property
     def judged(self):

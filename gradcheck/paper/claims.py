@@ -31,7 +31,7 @@ from ..runs.verdicts import raw_and_null, raw_similarity_T400, recognised, simil
 def recognition_of(preset):
     "The `recognition` table of a preset's classifiers on its held-out data, given x_t and given its denoiser's x0-hat."
     p, device = get_preset(preset), pick_device()
-    spec = spec_for(p, list(p.classifiers)[-1], "plain")
+    spec = spec_for(p, p.guide_role, "plain")
     classifiers = {role: open_classifier(name, device) for role, name in p.classifiers.items()}
     denoiser = open_denoiser(p.denoiser, device)
     data = p.reference.open().held_out

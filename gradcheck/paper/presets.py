@@ -31,6 +31,11 @@ class Models:
     scales: Optional[dict]       # objective -> role -> variant -> scale; None: found by pilots
 
     @property
+    def guide_role(self):
+        "Of the classifiers' roles that of the one it is about: the one that never saw noise, or the only one."
+        return list(self.classifiers)[-1]
+
+    @property
     def shape(self): return tuple(denoiser_card(self.denoiser)["shape"])
 
     @property
@@ -74,14 +79,13 @@ class Preset(Sizes, Models):
 
     @property
     def reference(self):
-        """The `Real` images; the last classifier compares them if there is no judge. `UserError` if the data are not
-        known."""
+        "The `Real` images; the guide compares them if there is no judge. `UserError` if the data are not known."
         if not self.data:
             raise UserError(
                 "Fréchet distances need the data: give --data (sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one "
                 "folder of pictures per class, or MODULE:FUNCTION), or ask for figure_1 figure_2 figure_3 only."
             )
-        judge = self.judge or list(self.classifiers.values())[-1]
+        judge = self.judge or self.classifiers[self.guide_role]
         return Real(self.data, self.shape[1], self.real, judge, channels=self.shape[0])
 
 # %% ../../nbs/5_paper/03_presets.ipynb #c759ce40

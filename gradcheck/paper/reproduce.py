@@ -122,7 +122,7 @@ def default_figures(parameters):
 def check_precision(p, setting, engine, report):
     "`UserError` if a precision that was asked for would be slower here; a preset's own that is slow is reported."
     if not computes_here(engine): return
-    if "precision" in setting: check_pays(spec_for(p, list(p.classifiers)[-1], "x0_hat"))
+    if "precision" in setting: check_pays(spec_for(p, p.guide_role, "x0_hat"))
     elif note := slowness(p.precision, "cpu"): report(note)
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #0be545e1

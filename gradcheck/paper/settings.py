@@ -144,7 +144,7 @@ def classes_of(p, name):
 def target_of(p, target):
     "The index of a class as a person wrote it, under the preset `p`; `UserError` if there is none."
     check_bundled(p)
-    return parse_target(target, classes_of(p, list(p.classifiers.values())[-1]))
+    return parse_target(target, classes_of(p, p.classifiers[p.guide_role]))
 
 # %% ../../nbs/5_paper/04_settings.ipynb #000285da
 def check_classes(p):
