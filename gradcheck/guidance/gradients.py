@@ -66,10 +66,10 @@ def cosine_in_random_order(gradients, stabilizer, seed, images):
     orders = torch.stack(
         [torch.randperm(len(gradients), generator=g) for g in image_generators((seed + 1) % SEEDS, images[:m])], 1
     )
-    outputs = (stabilizer(torch.stack([gradients[k][i] for i, k in enumerate(order)])) for order in orders.tolist())
     out = torch.full((len(gradients), len(images)), torch.nan)
-    previous = next(outputs)
-    for row, output in zip(out[1:], outputs):
-        row[:m] = cosine(output, previous).cpu()
+    previous = None
+    for row, order in zip(out, orders.tolist()):
+        output = stabilizer(torch.stack([gradients[k][i] for i, k in enumerate(order)]))
+        if previous is not None: row[:m] = cosine(output, previous).cpu()
         previous = output
     return out

@@ -141,14 +141,16 @@ def places(where):
     """name -> a function that makes a `where` of a scale (a number or a schedule) and a second, robust classifier (or
     None); `where` has those that need neither, by name."""
     def fixed(made): return lambda scale, robust: made
+    def turned(made): return lambda scale, robust: in_cone(made, robust)
+    def uphill(count): return lambda scale, robust: ascended(scale, count)
     both = {at: where[at] for at in ("x_t", "x0_hat")}
     return (
         {name: fixed(made) for name, made in where.items()}
         | {f"{at}_augmented": fixed(augmented(made)) for at, made in both.items()}
         | {f"{at}_polyak": fixed(polyak(made)) for at, made in both.items()}
-        | {f"{at}_cone": lambda scale, robust, made=made: in_cone(made, robust) for at, made in both.items()}
+        | {f"{at}_cone": turned(made) for at, made in both.items()}
         | {"x0_hat_monte_carlo": fixed(monte_carlo(where["x0_hat"]))}
-        | {f"x0_hat_mean{end}": lambda scale, robust, n=n: ascended(scale, n) for end, n in (("", 1), ("_4", 4))}
+        | {"x0_hat_mean": uphill(1), "x0_hat_mean_4": uphill(4)}
     )
 
 # %% ../../nbs/3_guidance/07_ways.ipynb #f8786b59
