@@ -35,7 +35,7 @@ from ..runs.runs import models
 MEASURES = {   # name -> what it is
     "steady": "cosine to the raw gradient of the step before",
     "signal": "cosine under two draws of the noise",
-    "low": "share of its energy in low frequencies (an eighth of the size)",
+    "low": "share of its power in low frequencies (an eighth of the size)",
     "vanishing": "share of steps at which it is nothing",
     "broken": "share of steps at which it is NaN or infinite",
     "saturated": "share of x̂₀ that the clip cuts, through which no gradient flows",

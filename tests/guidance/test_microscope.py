@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 def normal(*shape, seed=0): return torch.randn(*shape, generator=generator(seed))
 
 
-# --- where the energy is
+# --- where the power is
 # ------------------------------------------------------------------------------------------------
 def test_share_on_a_mask():
     g, mask = normal(400, 3, 16, 16), torch.zeros(400, 16, 16, dtype=torch.bool)
