@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISCORDANT', 'FLIPS', 'SMALLEST', 'FEWEST', 'LEVEL', 'WORLDS', 'mean_squares', 'spread', 'over_cells', 'p_over_cells',
            'discordant', 'p_of_flips', 'holm', 'lines', 'depends_on', 'Decision', 'p_of', 'verdict_of', 'decide_all',
-           'sparse_world', 'clustered_world', 'p_in_worlds', 'false_verdicts']
+           'sparse_world', 'clustered_world', 'p_in_worlds']
 
 # %% ../../nbs/4_runs/12_cells.ipynb #41f5a86c
 import warnings
@@ -188,7 +188,3 @@ def p_in_worlds(world, rule, worlds=1000, seed=0):
     "The p-values `rule(differences)` in simulated worlds without effect, (worlds,)."
     rng = np.random.default_rng(seed)
     return np.array([rule(world(rng)) for _ in range(worlds)])
-
-def false_verdicts(world, rule, worlds=1000, seed=0):
-    "The share of simulated worlds without effect in which `rule(differences)`, a p-value, is below `LEVEL`."
-    return float((p_in_worlds(world, rule, worlds, seed) < LEVEL).mean())
