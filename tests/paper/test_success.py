@@ -64,6 +64,13 @@ def test_a_classifier_with_a_gap_is_left_out_whole():
     with pytest.raises(UserError, match="no cell"): evidence(**tables | dict(outcomes=unknown))
 
 
+def test_classifiers_that_each_lack_another_cell_are_left_out():
+    tables = planted(replicates=2)
+    o = tables["outcomes"]
+    gaps = (o["kind"] == "robust") & (o["variant"] == "both") & (o["replicate"] == o["target"])
+    assert set(evidence(**tables | dict(outcomes=o[~gaps]))["kind"]) == {"nonrobust"}
+
+
 def row(table, level, kind="both kinds"):
     mine = table[(table["level"] == level) & (table["kind"] == kind)]
     return mine[(mine["measure"] == "raw") & (mine["outcome"] == "judge")].iloc[0]
