@@ -20,7 +20,7 @@ from ..models.catalogue import classifier_card, open_classifier, open_denoiser
 from .curves import LABELS
 from .presets import ROLES, Preset, get_preset
 from .settings import classes_of, spec_for
-from .variants import SHORT, TECHNIQUES
+from .variants import SHORT, TECHNIQUES, at_energies
 from ..runs.effects import paired_effect
 from ..runs.evaluation import kept_recognition
 from ..runs.tradeoff import fid_effect, not_compared, trade_off
@@ -59,11 +59,11 @@ class Evidence:
 
     def probability(self, classifier, variant):
         "Target probability by the judge (N,), a mean over the energies of the preset."
-        runs = sorted(self.along_energy(classifier, variant), key=lambda r: r.energy.mean())
-        injected = np.log([r.energy.mean().item() for r in runs])
-        wanted = np.log([e * self.preset.energy_unit for e in self.preset.energies])
+        runs = self.along_energy(classifier, variant)
+        injected = np.array([r.energy.mean().item() for r in runs])
+        wanted = [e * self.preset.energy_unit for e in self.preset.energies]
         per_image = np.stack([target_probability(r) for r in runs], 1)
-        return np.mean([np.interp(wanted, injected, p) for p in per_image], axis=1)
+        return np.mean([at_energies(injected, p, wanted) for p in per_image], axis=1)
 
     @cached_property
     def recognition(self): return recognition_of(self.preset)

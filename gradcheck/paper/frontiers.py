@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from ..core import UserError, counter_bits, located, project_root
 from .study_evidence import at_equal_energy, cube, of_cells
 from .study_results import CELL, known_at, unpacked
-from .variants import VARIANTS
+from .variants import VARIANTS, at_energies
 from ..runs.cells import FEWEST, LEVEL, SMALLEST, decide_all, over_cells
 from ..runs.ranks import weights_of, with_interval
 
@@ -107,9 +107,7 @@ MEASURES = ("judge", "oracle", "near", "whole")         # two words on the targe
 
 def along(cell, columns, energies):
     "Some columns of a cell, its means at each energy as arrays, at the `energies` at which they are interpolated."
-    order = np.argsort(cell["injected"], kind="stable")
-    known = np.log(np.maximum(cell["injected"][order], 1e-9))
-    return {"energy": energies} | {c: np.interp(np.log(energies), known, cell[c][order]) for c in columns}
+    return {"energy": energies} | {c: at_energies(cell["injected"], cell[c], energies) for c in columns}
 
 def reached(outcomes):
     "A row per way, classifier, class and energy, of `matched` outcomes: the `MEASURES`."

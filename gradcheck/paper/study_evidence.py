@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import UserError
+from .variants import at_energies
 
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #b14ea772
 CLASSIFIER = ["protocol", "kind", "replicate"]
@@ -70,10 +71,7 @@ def along_energies(cell, column, energies):
     values = np.full((len(images), len(levels)), np.nan)
     values[row, at] = cell[column]
     injected = np.bincount(at, cell["injected"]) / np.bincount(at)
-    order = np.argsort(injected, kind="stable")
-    known = np.log(np.maximum(injected[order], 1e-9))
-    wanted = np.log(energies)
-    return {"image": images, column: np.array([np.interp(wanted, known, v[order]).mean() for v in values])}
+    return {"image": images, column: np.array([at_energies(injected, v, energies).mean() for v in values])}
 
 def of_cells(of, table, names, columns):
     """`of` each cell (its `columns` as arrays; it gives columns too), as one table with those of the `names` that tell
