@@ -125,8 +125,8 @@ class Decision:
     @property
     def columns(self):
         "As part of a row of a table, a dict: the effect's numbers stand in the effect's place."
-        here = vars(self) | dict(effect=self.effect.mean, low=self.effect.low, high=self.effect.high)
-        return {name: here[name] for name in ("verdict", "effect", "low", "high", *list(vars(self))[2:])}
+        more = dict(p=self.p, classifiers=self.classifiers, classes=self.classes, discordant=self.discordant)
+        return dict(verdict=self.verdict) | self.effect.columns | more
 
 def p_of(d):
     "The p-value of paired differences (C, K, N): the larger of the test over cells and that on images."

@@ -27,6 +27,11 @@ class Effect:
     @property
     def few(self): return self.pairs is not None and self.pairs < FEWEST_PAIRS
 
+    @property
+    def columns(self):
+        "As part of a row of a table, a dict."
+        return dict(effect=self.mean, low=self.low, high=self.high)
+
     def __str__(self):
         interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}"
         return f"{self.mean:+.3f} ({interval}{f'; {FEW}' if self.few else ''})"
