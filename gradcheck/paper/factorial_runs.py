@@ -54,12 +54,12 @@ def filtered(spec, ways, device="cpu"):
             previous[name] = output
     return {name: torch.stack(rows).nanmean(0).nan_to_num().cpu() for name, rows in found.items()}
 
-def afterwards(cells, scales, study, preset="laptop", device="cpu"):
+def afterwards(cells, scales, study, device="cpu"):
     "The table of the similarities of all stabilizers, applied afterwards to the plain runs at the energy `AT`."
     rows = []
     for cell in cells:
         if cell.variant != "plain": continue
-        spec = spec_of(cell, scales[cell][study.energies.index(AT)], study, preset)
+        spec = spec_of(cell, scales[cell][study.energies.index(AT)], study)
         for name, similarity in filtered(spec, study.ways[cell.kind], device).items():
             rows.append(described(replace(cell, variant=name), spec.count).assign(similarity=similarity.numpy()))
     return pd.concat(rows, ignore_index=True)
@@ -73,21 +73,21 @@ def write_factorial(tables, known, folder):
     write_files({}, dict(claims=table), dict(adam=known), folder)
     return folder
 
-def factorial_tables(cells, study, preset="laptop", engine=None):
+def factorial_tables(cells, study, engine=None):
     "The tables of some cells by name, from the cache or computed."
-    scales = scales_of(cells, study, preset, engine)
-    along = runs_along(cells, scales, study, preset, engine)
+    scales = scales_of(cells, study, engine)
+    along = runs_along(cells, scales, study, engine)
     outcomes = pd.concat([factorial_rows(*found) for found in along], ignore_index=True)
-    return dict(outcomes=outcomes, afterwards=afterwards(cells, scales, study, preset, device_here(engine)))
+    return dict(outcomes=outcomes, afterwards=afterwards(cells, scales, study, device_here(engine)))
 
-def full_factorial(out="results/adam", study=ADAM_STUDY, preset="laptop", engine=None, report=print):
+def full_factorial(out="results/adam", study=ADAM_STUDY, engine=None, report=print):
     "Run ADAM's parts, from the cache where it has runs; write the numbers and the verdicts into `out`, the folder."
-    cells = cells_of(study, preset)
+    cells = cells_of(study)
     parts = []
     for protocol in study.protocols:
         for k in range(study.replicates):
             mine = [cell for cell in cells if (cell.protocol, cell.replicate) == (protocol, k)]
-            if mine: parts.append(factorial_tables(mine, study, preset, engine))
+            if mine: parts.append(factorial_tables(mine, study, engine))
     tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in FACTORIAL}
     folder = write_factorial(tables, known_cells(cells, study), out)
     for row in pd.read_csv(folder / "claims.csv").to_dict("records"):

@@ -43,10 +43,10 @@ FRONTIER_STUDY = Study(
     ways={"nonrobust": FRONTIER_WAYS},
 )
 
-def cells_by_way(study, preset="laptop"):
+def cells_by_way(study):
     "way -> its `Cell`s."
     found = {}
-    for cell in cells_of(study, preset): found.setdefault(cell.variant, []).append(cell)
+    for cell in cells_of(study): found.setdefault(cell.variant, []).append(cell)
     return found
 
 # %% ../../nbs/5_paper/28_frontier_runs.ipynb #74145da1
@@ -59,16 +59,16 @@ def seconds_of(spec, device):
     for step in steps_of(spec, candidates_of(spec, range(spec.count)), device, None): step.x_prev.sum().item()
     return clock() - begun
 
-def unguided_of(spec, study, preset):
+def unguided_of(spec, study):
     "The run without guidance that is as long as another."
-    return spec_for(under(study.protocols[0], preset), "nonrobust", "unguided", steps=spec.steps, count=spec.count)
+    return spec_for(under(study.protocols[0]), "nonrobust", "unguided", steps=spec.steps, count=spec.count)
 
-def cost_of(cells, study, preset="laptop", device="cpu", times=3):
+def cost_of(cells, study, device="cpu", times=3):
     """What a step of a way costs, in unguided steps, by the first of its cells whose gradients stay finite; infinite if
     none do."""
     for cell in cells:
-        spec = spec_of(cell, study=study, preset=preset, **SHORT)
-        unguided = unguided_of(spec, study, preset)
+        spec = spec_of(cell, study=study, **SHORT)
+        unguided = unguided_of(spec, study)
         seconds_of(unguided, device)                                            # to warm up
         try: return median(seconds_of(spec, device) / seconds_of(unguided, device) for _ in range(times))
         except NonFinite: pass
@@ -79,9 +79,9 @@ def equal_steps(cost, plain, steps):
     "How many steps of a `cost` are as costly as `steps` of plain guidance: in fives, five at least."
     return 5 * max(round(steps * plain / cost / 5), 1)
 
-def costs_of(study=FRONTIER_STUDY, preset="laptop", device="cpu", times=3):
+def costs_of(study=FRONTIER_STUDY, device="cpu", times=3):
     "The table of `COSTS`, in the order in which ways run: the paper's, then the others, the cheaper first."
-    cost = {way: cost_of(cells, study, preset, device, times) for way, cells in cells_by_way(study, preset).items()}
+    cost = {way: cost_of(cells, study, device, times) for way, cells in cells_by_way(study).items()}
     lost = [way for way in cost if not isfinite(cost[way])]
     if lost: warnings.warn(f"{'; '.join(lost)}: left out, since no cell has finite gradients.", stacklevel=2)
     cost = {way: c for way, c in cost.items() if way not in lost}
@@ -93,14 +93,14 @@ def costs_of(study=FRONTIER_STUDY, preset="laptop", device="cpu", times=3):
     return pd.DataFrame(rows)[[*COSTS]]
 
 # %% ../../nbs/5_paper/28_frontier_runs.ipynb #bc743b6f
-def scales_in(cells, study, preset, engine=None):
+def scales_in(cells, study, engine=None):
     "steps -> cell -> scales: a function; scales of one way, zero where nothing guides."
     unguided = study.ways[cells[0].kind][cells[0].variant]["where"] == "unguided"
     if unguided: found = {cell: [0.0] * len(study.energies) for cell in cells}
-    else: found = scales_of(cells, study, preset, engine)
+    else: found = scales_of(cells, study, engine)
     def scales(steps):
         if unguided or steps == study.steps: return found
-        whole = spec_of(cells[0], PROBE, study, preset)
+        whole = spec_of(cells[0], PROBE, study)
         share = share_of(replace(whole, steps=steps), whole)
         return {cell: [three_digits(s / share) for s in row] for cell, row in found.items()}
     return scales
@@ -110,26 +110,27 @@ def frontier_rows(cell, energy, run, quality):
     far = np.arcsinh(kid_to(quality, real_quality(cell.target)))
     return outcome_rows(cell, energy, run, quality).assign(steps=run.spec.steps, far=far)[[*OUTCOMES]]
 
-def way_rows(cells, steps, study, preset="laptop", engine=None):
+def way_rows(cells, steps, study, engine=None):
     "The outcomes of all `cells` of a way, in each of some numbers of `steps`; from the cache or computed."
-    scales = scales_in(cells, study, preset, engine)
+    scales = scales_in(cells, study, engine)
     tables = [
         frontier_rows(*found)
         for n in steps
-        for found in runs_along(cells, scales(n), replace(study, steps=n), preset, engine)
+        for found in runs_along(cells, scales(n), replace(study, steps=n), engine)
     ]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/5_paper/28_frontier_runs.ipynb #4aa59575
-def kept_rows(cells, steps, study, preset, engine):
+def kept_rows(cells, steps, study, engine):
     "`way_rows`, kept in the cache too."
     way = cells[0].variant
     alone = asdict(replace(study, ways={"nonrobust": {way: study.ways["nonrobust"][way]}}))
-    digests = [spec_of(cell, PROBE, study, preset).digests for cell in cells]
-    def make(): return way_rows(cells, steps, study, preset, engine).to_dict("list")
-    return pd.DataFrame(derived("frontier", [alone, steps, digests, preset], make))
+    digests = [spec_of(cell, PROBE, study).digests for cell in cells]
+    def make(): return way_rows(cells, steps, study, engine).to_dict("list")
+    # the preset's name too, lest what older versions kept be made again
+    return pd.DataFrame(derived("frontier", [alone, steps, digests, "laptop"], make))
 
-def kept_costs(folder, study, preset="laptop", device="cpu"):
+def kept_costs(folder, study, device="cpu"):
     "The table of `COSTS` in a folder; of ways of which it has none, measured, and written into it."
     path = folder / "costs.csv.gz"
     ways = study.ways["nonrobust"]
@@ -141,7 +142,7 @@ def kept_costs(folder, study, preset="laptop", device="cpu"):
     missing = {way: fields for way, fields in ways.items() if way not in {*kept["variant"]}}
     if missing:
         if len(kept): missing = {"plain": ways["plain"]} | missing                  # the measure of equal cost
-        found = costs_of(replace(study, ways={"nonrobust": missing}), preset, device)
+        found = costs_of(replace(study, ways={"nonrobust": missing}), device)
         found = found[~found["variant"].isin(kept["variant"])]
         write_files(dict(costs=pd.concat([kept, found], ignore_index=True)), {}, {}, folder, "%.3g")
     return unpacked(path, COSTS, "frontiers")
@@ -175,16 +176,16 @@ def ways_in(folder):
     try: return {*read_frontiers(folder)[0]["variant"]}
     except UserError: return set()
 
-def full_frontiers(out="results/frontiers", study=FRONTIER_STUDY, preset="laptop", engine=None, report=print):
+def full_frontiers(out="results/frontiers", study=FRONTIER_STUDY, engine=None, report=print):
     """Run the frontiers, from the cache where it has them; write the numbers into `out` after each way (where there are
     more already, at the end); returns the folder."""
     folder = located(out)
-    costs = kept_costs(folder, study, preset, device_here(engine))
-    cells = cells_by_way(study, preset)
+    costs = kept_costs(folder, study, device_here(engine))
+    cells = cells_by_way(study)
     tables, done, there = [], {}, ways_in(folder)
     for way in costs.to_dict("records"):
         begun, name = time.time(), way["variant"]
-        tables.append(kept_rows(cells[name], sorted({way["steps"], way["equal_steps"]}), study, preset, engine))
+        tables.append(kept_rows(cells[name], sorted({way["steps"], way["equal_steps"]}), study, engine))
         done[name] = study.ways["nonrobust"][name]
         known = known_cells(cells[name], replace(study, ways={"nonrobust": done}))
         if there <= {*done}: write_frontiers(pd.concat(tables, ignore_index=True), known, folder)
@@ -201,14 +202,14 @@ def image_steps(way, cells, study):
     runs = study.count * (len(study.energies) if guided else 1) * sum({way["steps"], way["equal_steps"]})
     return len(cells) * (pilots + runs)
 
-def plan_frontiers(study=FRONTIER_STUDY, preset="laptop", device="auto", times=1):
+def plan_frontiers(study=FRONTIER_STUDY, device="auto", times=1):
     "What the frontiers take, in words, a line for each way."
     device = pick_device(device)
-    cells = cells_by_way(study, preset)
-    plain = spec_of(cells["plain"][0], PROBE, study, preset)
-    seconds = seconds_per_image_step(unguided_of(plain, study, preset), study.count, device)
+    cells = cells_by_way(study)
+    plain = spec_of(cells["plain"][0], PROBE, study)
+    seconds = seconds_per_image_step(unguided_of(plain, study), study.count, device)
     lines, total = [f"{'way':32}{'cost':>6}{'steps':>7}{'at equal cost':>15}{'time':>12}{'so far':>12}"], 0
-    for way in costs_of(study, preset, device, times).to_dict("records"):
+    for way in costs_of(study, device, times).to_dict("records"):
         took = image_steps(way, cells[way["variant"]], study) * way["cost"] * seconds
         total += took
         lines.append(f"{way['variant']:32}{way['cost']:6.1f}{way['steps']:7}{way['equal_steps']:15}{duration(took)}"

@@ -29,29 +29,29 @@ from ..runs.specs import PROBE
 from ..runs.verdicts import claim_lines, compared_claims
 
 # %% ../../nbs/5_paper/21_full.ipynb #ff4bbbdb
-def runs_at(cell, scales, study, preset):
+def runs_at(cell, scales, study):
     "The runs of a cell at its scales: one for each energy, and the long one, if the study has any."
     *along, last = scales
-    specs = [spec_of(cell, scale, study, preset) for scale in along]
+    specs = [spec_of(cell, scale, study) for scale in along]
     if not study.long_count: return specs
-    return [*specs, spec_of(cell, last, study, preset, steps=study.long_steps, count=study.long_count)]
+    return [*specs, spec_of(cell, last, study, steps=study.long_steps, count=study.long_count)]
 
-def still_to_do(cell, study, preset="laptop"):
+def still_to_do(cell, study):
     "The `RunSpec`s of a cell that the cache does not hold; their scales are right as far as they can be known yet."
-    unknown = runs_at(cell, [1.0] * (len(study.energies) + 1), study, preset)
-    probe = pilot_of(cell, PROBE, study, preset)
-    if not is_computed(probe): return [probe, *(pilot_of(cell, f, study, preset) for f in PILOTS), *unknown]
-    injected, = pilots([cell], [PROBE], study, preset, "probe")
-    missing = [s for f in pilot_scales(injected) if not is_computed(s := pilot_of(cell, f, study, preset))]
+    unknown = runs_at(cell, [1.0] * (len(study.energies) + 1), study)
+    probe = pilot_of(cell, PROBE, study)
+    if not is_computed(probe): return [probe, *(pilot_of(cell, f, study) for f in PILOTS), *unknown]
+    injected, = pilots([cell], [PROBE], study, "probe")
+    missing = [s for f in pilot_scales(injected) if not is_computed(s := pilot_of(cell, f, study))]
     if missing: return [*missing, *unknown]
-    return [s for s in runs_at(cell, scales_of([cell], study, preset)[cell], study, preset) if not is_computed(s)]
+    return [s for s in runs_at(cell, scales_of([cell], study)[cell], study) if not is_computed(s)]
 
-def plan_full(study=FULL, preset="laptop", device="auto"):
+def plan_full(study=FULL, device="auto"):
     "What the study takes, in words: what is not in the cache."
     device = pick_device(device)
-    cells = cells_of(study, preset)
+    cells = cells_of(study)
     looked = tqdm(cells, desc="looking into the cache", unit="cell")
-    left = [spec for cell in looked for spec in still_to_do(cell, study, preset)]
+    left = [spec for cell in looked for spec in still_to_do(cell, study)]
     work = Counter()
     for spec in left: work[spec.where, spec.count] += spec.count * spec.steps
     example = {(spec.where, spec.count): spec for spec in left}
@@ -89,18 +89,18 @@ def known_of(cells, study):
     "What study.json says of a study: what `known_cells` says, and the machine."
     return known_cells(cells, study) | dict(machine=machine_of(provenance()))
 
-def full(out="results/study", study=FULL, preset="laptop", engine=None, report=print, kept="study"):
+def full(out="results/study", study=FULL, engine=None, report=print, kept="study"):
     """Run the study, from the cache where it has runs; write its numbers, claims and cells into `out`, and hold them
     against those of the repository, in data/reference/`kept`. Returns the folder. Classifiers that cannot be read are
     left out with a warning."""
-    cells = cells_of(study, preset)
-    scales = scales_of(cells, study, preset, engine)
-    along = list(runs_along(cells, scales, study, preset, engine))
+    cells = cells_of(study)
+    scales = scales_of(cells, study, engine)
+    along = list(runs_along(cells, scales, study, engine))
     tables = dict(
         outcomes=outcomes(along),
-        similarities=similarities(cells, scales, study, preset, engine),
+        similarities=similarities(cells, scales, study, engine),
         quality=qualities(along),
-        base=base_rates(study, preset, engine),
+        base=base_rates(study, engine),
     )
     folder = write_study(tables, known_of(cells, study), out)
     write_files(dict(scales=scale_rows(scales, study)), {}, {}, folder)

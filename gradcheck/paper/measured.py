@@ -111,10 +111,10 @@ def told_apart(logits, labels, target):
     return (p[own].mean() - p[~own].mean()).item()
 
 # %% ../../nbs/5_paper/24_measured.ipynb #d2126022
-def guides_of(study, preset):
+def guides_of(study):
     "(kind, replicate) -> a `Cell` of it; and protocol -> objective."
-    cells = cells_of(study, preset)
-    objectives = {c.protocol: OBJECTIVES[spec_of(c, 1.0, study, preset).objective] for c in cells}
+    cells = cells_of(study)
+    objectives = {c.protocol: OBJECTIVES[spec_of(c, 1.0, study).objective] for c in cells}
     return {(c.kind, c.replicate): c for c in cells}, objectives
 
 def robust_beside(guide, guides):
@@ -124,9 +124,9 @@ def robust_beside(guide, guides):
     if kind == "robust": return kind, robust[(robust.index(k) + 1) % len(robust)]
     return "robust", k if k in robust else robust[0]
 
-def look(guides, objectives, place, t, looks, study, preset):
+def look(guides, objectives, place, t, looks, study):
     "The table of all classifiers and classes at a place and a time."
-    specs = {guide: spec_of(cell, 1.0, study, preset) for guide, cell in guides.items()}
+    specs = {guide: spec_of(cell, 1.0, study) for guide, cell in guides.items()}
     spec = next(iter(specs.values()))
     ddpm, denoiser = spec.diffusion, models(spec)[0]
     x0, labels, masks = pictures(looks.each)
@@ -143,21 +143,21 @@ def look(guides, objectives, place, t, looks, study, preset):
     return pd.DataFrame(rows)
 
 # %% ../../nbs/5_paper/24_measured.ipynb #2c5b4704
-def measures(looks=LOOKS, study=FULL, preset="laptop"):
+def measures(looks=LOOKS, study=FULL):
     "The table of all looks, from the cache or computed, on the CPU. A progress bar (places and times)."
-    guides, objectives = guides_of(study, preset)
-    known = [spec_of(cell, 1.0, study, preset).digests for cell in guides.values()]
+    guides, objectives = guides_of(study)
+    known = [spec_of(cell, 1.0, study).digests for cell in guides.values()]
     tables = []
     for place, t in tqdm([(place, t) for place in looks.places for t in looks.times], desc="looks", unit="look"):
-        def make(): return look(guides, objectives, place, t, looks, study, preset).to_dict("list")
+        def make(): return look(guides, objectives, place, t, looks, study).to_dict("list")
         made_of = [asdict(looks), sorted(objectives), known, place, t]
         tables.append(pd.DataFrame(derived("looks", made_of, make)))
     return pd.concat(tables, ignore_index=True)
 
-def plan_measures(looks=LOOKS, study=FULL, preset="laptop"):
+def plan_measures(looks=LOOKS, study=FULL):
     "What the looks take, in words."
-    guides, _ = guides_of(study, preset)
-    spec = spec_of(next(iter(guides.values())), 1.0, study, preset)
+    guides, _ = guides_of(study)
+    spec = spec_of(next(iter(guides.values())), 1.0, study)
     classes = len(spec.classes)
     gradients = len(looks.times) * looks.each * classes * (looks.draws + 2) * classes * len(guides)
     each = [seconds_per_image_step(replace(spec, where=place), PILOT_IMAGES, "cpu") for place in looks.places]

@@ -59,12 +59,12 @@ def asked_of(preset):
 
 def part_specs(preset="laptop"):
     "The `RunSpec`s of the part, as it is computed beside a preset's figures."
-    return [spec for *_, spec in outcome_specs(*asked_of(preset), "laptop").values()]
+    return [spec for *_, spec in outcome_specs(*asked_of(preset)).values()]
 
 def outcomes_here(preset="laptop"):
     "The outcomes of the part, computed here or from the cache."
     asked = asked_of(preset)
-    known = [asdict(asked[-1]), [spec.key for *_, spec in outcome_specs(*asked, "laptop").values()]]
+    known = [asdict(asked[-1]), [spec.key for *_, spec in outcome_specs(*asked).values()]]
     return derived_tables("part", known, lambda: [outcomes(runs_along(*asked))])[0]
 
 def part_of_study(preset="laptop"):

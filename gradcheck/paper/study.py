@@ -22,7 +22,6 @@ from ..runs.loose import in_tiles
 from ..runs.runs import run_all
 from ..runs.scales import PILOTS, check_injected, interpolate_scales, three_digits
 from ..runs.specs import PROBE
-from .presets import get_preset
 from .quirks import PROTOCOLS, STUDIED, parse_mode
 from .settings import preset_for, spec_for
 from .variants import ENERGY, VARIANTS
@@ -103,13 +102,12 @@ def folder_for(protocols):
     return next((folders[protocol] for protocol in protocols if protocol in folders), "study")
 
 # %% ../../nbs/5_paper/17_study.ipynb #06854107
-def cells_of(study, preset="laptop"):
+def cells_of(study):
     "All cells of a study, replicate by replicate, so that what is finished can be decided on."
-    p = get_preset(preset)
-    classes = range(len(spec_for(p, "nonrobust", "plain").classes))
+    classes = range(len(spec_for("laptop", "nonrobust", "plain").classes))
     ways = [(kind, variant) for kind, variants in study.ways.items() for variant in variants]
     drawn = {protocol: draws_of(protocol) for protocol in study.protocols}
-    bundled = {draws: under(protocol, preset).classifiers for protocol, draws in drawn.items()}
+    bundled = {draws: under(protocol).classifiers for protocol, draws in drawn.items()}
     names = {
         (draws, kind): replicates(kind, bundled[draws][kind], draws, study.replicates)
         for draws, kind in product(bundled, study.ways)
@@ -121,9 +119,9 @@ def cells_of(study, preset="laptop"):
     ]
 
 @lru_cache
-def under(protocol, preset):
-    "A preset under a protocol, with ADAM's memory rescaled to the length of a step."
-    return preset_for(preset, mode=PROTOCOLS[protocol], stabilizer="adam_rescaled")
+def under(protocol):
+    "The laptop preset under a protocol, with ADAM's memory rescaled to the length of a step."
+    return preset_for("laptop", mode=PROTOCOLS[protocol], stabilizer="adam_rescaled")
 
 def known_cells(cells, study):
     "What is known of a study's cells, a dict: its sizes, the protocols, and the classifiers with their digests."
@@ -136,7 +134,7 @@ def known_cells(cells, study):
     protocols = {name: PROTOCOLS[name] for name in study.protocols}
     return dict(study=asdict(study), protocols=protocols, classifiers=classifiers)
 
-def spec_of(cell, scale, study, preset="laptop", **changes):
+def spec_of(cell, scale, study, **changes):
     "The `RunSpec` of a cell at a scale."
     own = dict(
         classifier=cell.classifier,
@@ -146,7 +144,7 @@ def spec_of(cell, scale, study, preset="laptop", **changes):
         count=study.count,
         seed=study.seed,
     )
-    return spec_for(under(cell.protocol, preset), cell.kind, study.ways[cell.kind][cell.variant], **own | changes)
+    return spec_for(under(cell.protocol), cell.kind, study.ways[cell.kind][cell.variant], **own | changes)
 
 # %% ../../nbs/5_paper/17_study.ipynb #c952e845
 def run_batches(specs, count, engine=None):
@@ -168,14 +166,14 @@ def finite(run, specs, *args):
 PILOT_IMAGES = 4
 BEYOND = 1e12           # the energy of a pilot that left the finite numbers
 
-def pilot_of(cell, scale, study, preset):
+def pilot_of(cell, scale, study):
     "The `RunSpec` of a pilot of a cell at a scale."
-    return spec_of(cell, scale, study, preset, count=PILOT_IMAGES, seed=study.pilot_seed)
+    return spec_of(cell, scale, study, count=PILOT_IMAGES, seed=study.pilot_seed)
 
-def pilots(cells, scales, study, preset, what, engine=None):
+def pilots(cells, scales, study, what, engine=None):
     "The mean energy that each cell injects at its scale, on the pilots' noise."
     specs = {
-        f"{what} {i + 1} of {len(cells)}: {c}": pilot_of(c, s, study, preset)
+        f"{what} {i + 1} of {len(cells)}: {c}": pilot_of(c, s, study)
         for i, (c, s) in enumerate(zip(cells, scales))
     }
     runs = finite(run_batches, specs, PILOT_IMAGES, engine)
@@ -186,17 +184,17 @@ def pilot_scales(injected):
     "The scales of a cell's pilots, from the energy that its probe injected."
     return [three_digits(PROBE * ENERGY / injected * f) for f in PILOTS]
 
-def energy_curves(cells, study, preset, engine=None):
+def energy_curves(cells, study, engine=None):
     "(scales, energies) of the pilots of each cell."
-    injected = pilots(cells, [PROBE] * len(cells), study, preset, "probe", engine)
-    for cell, energy in zip(cells, injected): check_injected(spec_of(cell, PROBE, study, preset), energy)
+    injected = pilots(cells, [PROBE] * len(cells), study, "probe", engine)
+    for cell, energy in zip(cells, injected): check_injected(spec_of(cell, PROBE, study), energy)
     scales = [pilot_scales(energy) for energy in injected]
     repeated = [cell for cell in cells for _ in PILOTS]
-    energies = pilots(repeated, [s for row in scales for s in row], study, preset, "pilot", engine)
+    energies = pilots(repeated, [s for row in scales for s in row], study, "pilot", engine)
     return [(row, energies[i * len(PILOTS):(i + 1) * len(PILOTS)]) for i, row in enumerate(scales)]
 
 # %% ../../nbs/5_paper/17_study.ipynb #fe16ed0b
-def scales_of(cells, study, preset="laptop", engine=None):
+def scales_of(cells, study, engine=None):
     "cell -> scales for the study's energies, and for `ENERGY` (the last one)."
-    curves = energy_curves(cells, study, preset, engine)
+    curves = energy_curves(cells, study, engine)
     return {cell: interpolate_scales(*curve, [*study.energies, ENERGY]) for cell, curve in zip(cells, curves)}

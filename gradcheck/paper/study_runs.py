@@ -55,16 +55,16 @@ def outcome_rows(cell, energy, run, quality):
         oracle=quality.seen["hit"].astype(float),
     )
 
-def outcome_specs(cells, scales, study, preset):
+def outcome_specs(cells, scales, study):
     "label -> (cell, energy, `RunSpec`)."
     found = {}
     for cell, (k, energy) in product(cells, enumerate(study.energies)):
-        found[f"{cell}, energy {energy:g}"] = cell, energy, spec_of(cell, scales[cell][k], study, preset)
+        found[f"{cell}, energy {energy:g}"] = cell, energy, spec_of(cell, scales[cell][k], study)
     return found
 
-def runs_along(cells, scales, study, preset="laptop", engine=None):
+def runs_along(cells, scales, study, engine=None):
     "(cell, energy, `RunResult`, `Quality`) of each cell at each energy, from the cache or computed."
-    asked = outcome_specs(cells, scales, study, preset)
+    asked = outcome_specs(cells, scales, study)
     runs = finite(run_batches, {label: spec for label, (*_, spec) in asked.items()}, study.count, engine)
     for label, run in tqdm(runs.items(), desc="looking at pictures", unit="run"):
         cell, energy, _ = asked[label]
@@ -104,11 +104,11 @@ def qualities(along):
 # %% ../../nbs/5_paper/18_study_runs.ipynb #16cd1d5c
 BASE_IMAGES = 64
 
-def base_rates(study, preset="laptop", engine=None):
+def base_rates(study, engine=None):
     "A row per protocol, class, and image without guidance: the judge's probability, and whether it guesses the class."
     count = BASE_IMAGES
     specs = {
-        protocol: spec_for(under(protocol, preset), "nonrobust", "unguided", steps=study.steps, count=count)
+        protocol: spec_for(under(protocol), "nonrobust", "unguided", steps=study.steps, count=count)
         for protocol in study.protocols
     }
     runs = run_batches({f"{protocol}, no guidance": spec for protocol, spec in specs.items()}, count, engine)
@@ -133,11 +133,11 @@ def similarity_rows(cell, run):
     )
     return described(cell, len(run.samples)).assign(**{name: x.nan_to_num().numpy() for name, x in found.items()})
 
-def similarities(cells, scales, study, preset="laptop", engine=None):
+def similarities(cells, scales, study, engine=None):
     "The table of all similarities, from the cache or computed."
     asked = {f"{cell}, T = {study.long_steps}": cell for cell in cells}
     specs = {
-        label: spec_of(c, scales[c][-1], study, preset, steps=study.long_steps, count=study.long_count)
+        label: spec_of(c, scales[c][-1], study, steps=study.long_steps, count=study.long_count)
         for label, c in asked.items()
     }
     runs = finite(run_batches, specs, study.long_count, engine)

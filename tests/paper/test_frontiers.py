@@ -182,12 +182,12 @@ def test_scales_grow_by_what_fewer_steps_miss(monkeypatch):
     study = replace(FRONTIER_STUDY, replicates=1)
     cells = cells_by_way(study)
     monkeypatch.setattr(frontier_runs, "scales_of", lambda cells, *_: {cell: [1.0, 4.0] for cell in cells})
-    scales = scales_in(cells["plain"], study, "laptop")
-    long, short = (unguided_of(spec_of(cells["plain"][0], 1.0, study, steps=n), study, "laptop") for n in (50, 25))
+    scales = scales_in(cells["plain"], study)
+    long, short = (unguided_of(spec_of(cells["plain"][0], 1.0, study, steps=n), study) for n in (50, 25))
     assert scales(50)[cells["plain"][0]] == [1.0, 4.0]
     grown = reach(long) / reach(short)
     assert grown > 1 and scales(25)[cells["plain"][0]] == pytest.approx([grown, 4 * grown], 5e-3)
-    assert set(scales_in(cells["best of 2"], study, "laptop")(50)[cells["best of 2"][0]]) == {0.0}
+    assert set(scales_in(cells["best of 2"], study)(50)[cells["best of 2"][0]]) == {0.0}
 
 
 def looked_at(samples, target):

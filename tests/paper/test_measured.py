@@ -88,9 +88,9 @@ def test_looks_are_finite_and_resumed(monkeypatch):
 
 def test_a_look_stands_for_itself():
     "No number depends on which other objectives are asked for."
-    guides, objectives = guides_of(Study(replicates=1), "laptop")
-    both = look(guides, objectives, "x_t", 50, TINY, FULL, "laptop")
-    ours = look(guides, {"ours": objectives["ours"]}, "x_t", 50, TINY, FULL, "laptop")
+    guides, objectives = guides_of(Study(replicates=1))
+    both = look(guides, objectives, "x_t", 50, TINY, FULL)
+    ours = look(guides, {"ours": objectives["ours"]}, "x_t", 50, TINY, FULL)
     assert both[both["protocol"] == "ours"].reset_index(drop=True).equals(ours)
 
 

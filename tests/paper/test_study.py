@@ -273,7 +273,7 @@ def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch, only_engine)
     "Of two classes, which is all that it needs, by pilots of one image; all by the engine that is given."
     monkeypatch.setattr("gradcheck.paper.study.PILOT_IMAGES", 1)
     monkeypatch.setattr("gradcheck.paper.study_runs.real_quality", partial(real_quality, count=100))
-    two = lambda study, preset="laptop": [cell for cell in cells_of(study, preset) if cell.target < 2]
+    two = lambda study: [cell for cell in cells_of(study) if cell.target < 2]
     monkeypatch.setattr("gradcheck.paper.full.cells_of", two)
     monkeypatch.setattr("gradcheck.paper.full.base_rates", lambda *of: base_rates(*of).query("target < 2"))
     said = []
@@ -289,7 +289,7 @@ def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch, only_engine)
     assert " 0 image-steps that are not in the cache" in plan_full(TINY)
     cell = cells_of(TINY)[0]
     scale = scales_of([cell], TINY)[cell][0]
-    for spec in (spec_of(cell, scale, TINY), pilot_of(cell, PROBE, TINY, "laptop")):
+    for spec in (spec_of(cell, scale, TINY), pilot_of(cell, PROBE, TINY)):
         assert not still_to_do(cell, TINY)
         path = chunk_path(spec, range(spec.count), loose_folder())
         path.rename(path.with_suffix(".away"))
