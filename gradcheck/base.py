@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPORARY', 'SWEPT', 'DAY', 'MOST_JSON', 'UserError', 'choose', 'shown', 'described', 'make_folder', 'sweep', 'alone',
            'write_bytes', 'remove', 'project_root', 'command_folder', 'located', 'switched_on', 'cache_root',
-           'command_file', 'absolute', 'save_atomically', 'read_meta', 'read_json']
+           'reference_folder', 'command_file', 'absolute', 'save_atomically', 'read_meta', 'read_json']
 
 # %% ../nbs/00_base.ipynb #4208e7eb
 import contextlib
@@ -156,6 +156,10 @@ def cache_root(cache=None):
     """Where prepared pictures and runs are kept: `cache`, else $GRADCHECK_CACHE, else data/cache; a relative path is
     in the project's folder."""
     return project_root() / (cache or os.environ.get("GRADCHECK_CACHE") or Path("data", "cache"))
+
+def reference_folder(name):
+    "Where the repository's numbers of a preset's figures lie, or those of a whole study, by the name of the folder."
+    return project_root() / "data" / "reference" / name
 
 def command_file(name):
     "A file as the command meant it: from the working directory if it is there, else from the command's folder."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'WORDS', 'PAIRS', 'ENTRY', 'OUTCOMES', 'Made', 'made_in', 'table_in', 'preset_of', 'thinned',
-           'reference_folder', 'write_reference', 'read_reference', 'check_comparable', 'tally', 'machine_lines',
-           'figure_lines', 'Comparison', 'figure_row', 'compare']
+           'write_reference', 'read_reference', 'check_comparable', 'tally', 'machine_lines', 'figure_lines',
+           'Comparison', 'figure_row', 'compare']
 
 # %% ../../nbs/5_paper/13_compare.ipynb #f7d64467
 import json
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..base import read_json
+from ..base import read_json, reference_folder
 from ..core import UserError, located, project_root, write_bytes
 from ..kinds import Kind, listed
 from .figures import FIGURES
@@ -66,8 +66,6 @@ def thinned(table, points=POINTS):
     times = sorted(table["t"].unique())
     kept = {times[round(k * (len(times) - 1) / (points - 1))] for k in range(points)}
     return table[table["t"].isin(kept)]
-
-def reference_folder(preset): return project_root() / "data" / "reference" / preset
 
 # %% ../../nbs/5_paper/13_compare.ipynb #da9c0ee1
 def write_reference(results, reference=None):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMORIES', 'CORNERS', 'ADAM_WAYS', 'PARTS', 'QUESTIONS', 'FACTORIAL', 'READERS', 'corner', 'Question', 'main_effect',
-           'against', 'questions_of', 'adam_folder', 'read_factorial', 'known_adam', 'differences_of', 'agreement',
-           'decided', 'decide_factorial', 'levels', 'planted', 'similarity_table']
+           'against', 'questions_of', 'read_factorial', 'known_adam', 'differences_of', 'agreement', 'decided',
+           'decide_factorial', 'levels', 'planted', 'similarity_table']
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #fad73797
 from collections import Counter
@@ -15,7 +15,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from ..core import counter_bits, located, project_root
+from ..base import reference_folder
+from ..core import counter_bits, located
 from ..runs.cells import SMALLEST, decide_all, over_cells
 from .study_evidence import at_equal_energy, cube
 from .study_results import CELL, known_at, unpacked
@@ -94,16 +95,14 @@ FACTORIAL = {   # table -> its columns
 }
 READERS = {"authors": ("guide", "judge", "oracle"), "ours": ("judge", "oracle")}      # whose word counts first
 
-def adam_folder(): return project_root() / "data" / "reference" / "adam"
-
 def read_factorial(folder=None):
     "The tables of the factorial by name, by default those of the repository; `UserError` if absent or damaged."
-    folder = adam_folder() if folder is None else located(folder)
+    folder = reference_folder("adam") if folder is None else located(folder)
     return {name: unpacked(folder / f"{name}.csv.gz", columns, "adam_apart") for name, columns in FACTORIAL.items()}
 
 def known_adam():
     "What adam.json in the repository says of its runs."
-    return known_at(adam_folder() / "adam.json", "ADAM's parts")
+    return known_at(reference_folder("adam") / "adam.json", "ADAM's parts")
 
 def differences_of(question, reached, column):
     "The differences (classifiers, classes, images) that a question asks after."

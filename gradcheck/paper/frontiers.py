@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'FAMILIES', 'FRONTIER_WAYS', 'OUTCOMES', 'COSTS', 'MATCHES', 'MEASURES', 'SHARES', 'at_both', 'home_of',
-           'frontiers_folder', 'read_frontiers', 'known_frontiers', 'matched', 'said_of_lacking', 'along', 'reached',
-           'means_of', 'as_cells', 'ranking', 'dominated', 'helped', 'planted_frontiers', 'said_of_ranks',
-           'said_of_domination']
+           'read_frontiers', 'known_frontiers', 'matched', 'said_of_lacking', 'along', 'reached', 'means_of',
+           'as_cells', 'ranking', 'dominated', 'helped', 'planted_frontiers', 'said_of_ranks', 'said_of_domination']
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #aa826e3f
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from ..core import UserError, counter_bits, located, project_root
+from ..base import reference_folder
+from ..core import UserError, counter_bits, located
 from .study_evidence import at_equal_energy, cube, of_cells
 from .study_results import CELL, known_at, unpacked
 from .variants import VARIANTS, at_energies
@@ -69,11 +69,9 @@ OUTCOMES = (*CELL, "steps", "image", "energy", "injected", "judge", "oracle", "w
 COSTS = ("variant", "cost", "steps", "equal_steps")         # in unguided steps; steps of all, and at equal cost
 MATCHES = {"energy": "steps", "cost": "equal_steps"}        # what is equal beside the energy -> column of `COSTS`
 
-def frontiers_folder(): return project_root() / "data" / "reference" / "frontiers"
-
 def read_frontiers(folder=None):
     "(outcomes, costs), by default those of the repository; `UserError` if absent or damaged."
-    folder = frontiers_folder() if folder is None else located(folder)
+    folder = reference_folder("frontiers") if folder is None else located(folder)
     outcomes = unpacked(folder / "outcomes.csv.gz", OUTCOMES, "frontiers")
     costs = unpacked(folder / "costs.csv.gz", COSTS, "frontiers")
     for way, mine in outcomes.groupby("variant", sort=False):
@@ -85,7 +83,7 @@ def read_frontiers(folder=None):
 
 def known_frontiers():
     "What frontiers.json in the repository says of its runs."
-    return known_at(frontiers_folder() / "frontiers.json", "the frontiers")
+    return known_at(reference_folder("frontiers") / "frontiers.json", "the frontiers")
 
 def matched(outcomes, costs, by):
     """The outcomes of each way in as many steps as `MATCHES` says, in those cells that most ways have; of those ways

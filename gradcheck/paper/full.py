@@ -13,13 +13,14 @@ from functools import partial
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..base import reference_folder
 from ..core import UserError, pick_device
 from .page import markdown, summary
 from .plan import duration
 from .saved import provenance
 from .study import FULL, cells_of, known_cells, pilot_of, pilot_scales, pilots, scales_of, spec_of
 from .study import study_of
-from .study_results import named, study_folder, write_files, write_study
+from .study_results import named, write_files, write_study
 from .study_runs import base_rates, outcomes, qualities, runs_along, scale_rows, similarities
 from ..runs.loose import is_computed
 from ..runs.pace import seconds_per_image_step
@@ -107,13 +108,13 @@ def full(out="results/study", study=FULL, engine=None, report=print, kept="study
     claims = pd.read_csv(folder / "claims.csv")
     report(markdown(summary(claims)))
     report(f"the study's numbers: {folder}")
-    for line in against_reference(claims, study_folder(kept)): report(line)
+    for line in against_reference(claims, reference_folder(kept)): report(line)
     return folder
 
 # %% ../../nbs/5_paper/21_full.ipynb #e1732290
 def against_reference(claims, folder=None):
     "Which verdicts differ from those of a study in the repository (the study's by default), as lines."
-    path = (folder or study_folder()) / "claims.csv"
+    path = (folder or reference_folder("study")) / "claims.csv"
     if not path.is_file(): return ["there is no study in the repository to compare with."]
     both = compared_claims(named(pd.read_csv(path)), named(claims))
     changed = both[both["changed"]]

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from ..base import reference_folder
 from ..core import image_generators, located, norm, randn, write_bytes
 from ..data.sportballs import SportBalls
 from ..guidance.gradients import cosine, is_nothing
@@ -24,7 +25,7 @@ from ..models.ddpm import predict
 from ..models.networks import as_it_likes
 from .plan import duration
 from .study import FULL, PILOT_IMAGES, cells_of, spec_of
-from .study_results import packed, study_folder, unpacked
+from .study_results import packed, unpacked
 from ..runs.chunks import derived
 from ..runs.pace import seconds_per_image_step
 from ..runs.runs import models
@@ -174,5 +175,5 @@ def write_measures(table, folder):
 
 def read_measures(folder=None):
     "The table in a folder, by default the repository's; `UserError` if it is absent or damaged."
-    folder = study_folder() if folder is None else located(folder)
+    folder = reference_folder("study") if folder is None else located(folder)
     return unpacked(folder / "measures.csv.gz", COLUMNS, "similarity_and_success")

@@ -12,11 +12,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 
+from ..base import reference_folder
 from ..core import UserError
 from .replicated import SEEN, WHOLE, decide_study
 from .study import FULL, cells_of
 from .study_compare import common
-from .study_results import CELL, read_study, study_folder, unpacked
+from .study_results import CELL, read_study, unpacked
 from .study_runs import outcome_specs, outcomes, runs_along
 from ..runs.chunks import derived_tables
 
@@ -26,7 +27,7 @@ PARTS = {"smoke": replace(PART, steps=2, count=1, replicates=1)}       # preset 
 
 def known_scales(cells, study):
     "cell -> its scale at each of the study's energies, as the study in the repository found it; `UserError` for gaps."
-    table = unpacked(study_folder() / "scales.csv.gz", (*CELL, "energy", "scale"))
+    table = unpacked(reference_folder("study") / "scales.csv.gz", (*CELL, "energy", "scale"))
     known = table.set_index([*CELL, "energy"])["scale"].to_dict()
     names = {cell: tuple(getattr(cell, name) for name in CELL) for cell in cells}
     missing = [str(cell) for cell, name in names.items() for e in study.energies if (*name, e) not in known]

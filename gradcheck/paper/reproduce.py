@@ -15,10 +15,10 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 
-from ..base import read_json
+from ..base import read_json, reference_folder
 from ..core import UserError, choose, make_folder, project_root, write_bytes
 from ..models.networks import slowness
-from .compare import compare, reference_folder
+from .compare import compare
 from .figures import FIGURES
 from .page import claims_text, write_page
 from .plots import LARGEST, committed, notebook_text

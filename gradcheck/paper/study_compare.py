@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..base import read_json
+from ..base import read_json, reference_folder
 from ..core import UserError, located, project_root, shown
 from .replicated import decide_study
 from .study import folder_for
-from .study_results import CELL, COLUMNS, named, read_study, study_folder
+from .study_results import CELL, COLUMNS, named, read_study
 from ..runs.records import HERE
 from ..runs.verdicts import claim_lines, compared_claims
 
@@ -148,7 +148,7 @@ def compare_study(results="results/study", reference=None):
     Raises `UserError` for files that are missing or damaged, for a study with other steps, seeds or classifiers, and
     for two that have no cell in common."""
     mine = known_in(located(results))
-    there = study_folder(folder_for(mine["protocols"])) if reference is None else located(reference)
+    there = reference_folder(folder_for(mine["protocols"])) if reference is None else located(reference)
     folders, known = (located(results), there), (mine, known_in(there))
     check_alike(*known)
     here, there = (read_study(folder) for folder in folders)

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from gradcheck.base import reference_folder
 from gradcheck.core import UserError
 from gradcheck.guidance.stabilizers import EMA, Adam, make_stabilizer
-from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, adam_folder, agreement, corner
+from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, agreement, corner
 from gradcheck.paper.factorial import decide_factorial, known_adam, levels, planted, questions_of, read_factorial
 from gradcheck.paper.factorial import similarity_table
 from gradcheck.paper.factorial_runs import ADAM_STUDY, filtered, full_factorial
@@ -181,7 +182,7 @@ def test_the_smallest_factorial_runs_and_resumes(tmp_path, monkeypatch, only_eng
 
 def test_the_repositorys_claims_are_what_its_outcomes_say():
     table, _ = decide_factorial(read_factorial()["outcomes"])
-    assert as_csv(table) == (adam_folder() / "claims.csv").read_text(encoding="utf-8")
+    assert as_csv(table) == (reference_folder("adam") / "claims.csv").read_text(encoding="utf-8")
     study = known_adam()["study"]
     assert set(study["protocols"]) == set(table["protocol"]) and study["replicates"] == table["classifiers"].max()
 

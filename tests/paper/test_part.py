@@ -4,11 +4,12 @@ from dataclasses import replace
 import pytest
 from test_study import planted
 
+from gradcheck.base import reference_folder
 from gradcheck.core import UserError
 from gradcheck.paper import part
 from gradcheck.paper.part import PART, beside, known_scales, part_of_study
 from gradcheck.paper.study import FULL, cells_of
-from gradcheck.paper.study_results import packed, study_folder, unpacked
+from gradcheck.paper.study_results import packed, unpacked
 from gradcheck.paper.study_runs import scale_rows
 from gradcheck.runs.specs import PROBE
 
@@ -19,7 +20,7 @@ def test_the_repository_knows_a_scale_of_every_cell():
     cells = cells_of(FULL)
     scales = known_scales(cells, FULL)
     assert all(len(found) == len(FULL.energies) and min(found) > PROBE for found in scales.values())
-    table = unpacked(study_folder() / "scales.csv.gz", ())
+    table = unpacked(reference_folder("study") / "scales.csv.gz", ())
     again = scale_rows({cell: [*found, 1.0] for cell, found in scales.items()}, FULL)
     both = table[table["energy"].isin(FULL.energies)].merge(again, "inner", [c for c in again if c != "scale"])
     assert len(both) == len(cells) * len(FULL.energies) and (both["scale_x"] == both["scale_y"]).all()
@@ -30,7 +31,7 @@ def test_a_cell_that_the_study_lacks_and_damage_are_a_sentence(tmp_path, monkeyp
     with pytest.raises(UserError, match="no scale of 'ours, nonrobust 77"):
         known_scales([replace(cell, replicate=77)], PART)
     with pytest.raises(UserError, match="no scale"): known_scales([cell], replace(PART, energies=(7.0,)))
-    monkeypatch.setattr(part, "study_folder", lambda: tmp_path)
+    monkeypatch.setattr(part, "reference_folder", lambda name: tmp_path)
     with pytest.raises(UserError, match="scales.csv.gz"): known_scales([cell], PART)
     table = scale_rows({cell: [1.0, float("nan")]}, PART)
     (tmp_path / "scales.csv.gz").write_bytes(packed(table))

@@ -118,7 +118,7 @@ def test_a_study_json_has_what_is_asked_of_it():
 def test_a_study_on_the_authors_draws_is_held_against_one_on_theirs(reference, tmp_path, monkeypatch):
     known = known_of(3) | dict(protocols=dict(coupled="start=paper,draws=paper"))
     theirs = laid(planted(lambda r, k: 0.3, 3, images=4, protocols=("coupled",)), known, tmp_path / "coupled")
-    monkeypatch.setattr("gradcheck.paper.study_compare.study_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr("gradcheck.paper.study_compare.reference_folder", lambda name: tmp_path / name)
     assert compare_study(theirs).reference == str(theirs) and not compare_study(theirs).changed
     with pytest.raises(UserError, match="no cell in common"): compare_study(theirs, reference)
 
