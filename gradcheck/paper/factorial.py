@@ -18,8 +18,8 @@ import pandas as pd
 from ..base import reference_folder
 from ..core import counter_bits, located
 from ..runs.cells import SMALLEST, decide_all, over_cells
-from .study_evidence import at_equal_energy, cube
-from .study_results import CELL, known_at, unpacked
+from .study_evidence import CELL, at_equal_energy, cube
+from .study_results import known_at, unpacked
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #bc84970f
 MEMORIES = {"rescaled": "adam_rescaled", "as they are": "adam,eps=1e-4"}     # what the betas are -> ADAM with them

@@ -14,8 +14,8 @@ from scipy.stats import rankdata
 
 from ..base import reference_folder
 from ..core import UserError, counter_bits, located
-from .study_evidence import at_equal_energy, cube, of_cells
-from .study_results import CELL, known_at, unpacked
+from .study_evidence import CELL, at_equal_energy, cube, of_cells
+from .study_results import known_at, unpacked
 from .variants import VARIANTS, at_energies
 from ..runs.cells import FEWEST, LEVEL, SMALLEST, decide_all, over_cells
 from ..runs.ranks import weights_of, with_interval

@@ -17,7 +17,8 @@ from ..core import UserError
 from .replicated import SEEN, WHOLE, decide_study
 from .study import FULL, cells_of
 from .study_compare import common
-from .study_results import CELL, read_study, unpacked
+from .study_evidence import CELL
+from .study_results import read_study, unpacked
 from .study_runs import outcome_specs, outcomes, runs_along
 from ..runs.chunks import derived_tables
 

@@ -16,7 +16,8 @@ from ..base import read_json, reference_folder
 from ..core import UserError, located, project_root, shown
 from .replicated import decide_study
 from .study import folder_for
-from .study_results import CELL, COLUMNS, named, read_study
+from .study_evidence import CELL
+from .study_results import COLUMNS, named, read_study
 from ..runs.records import HERE
 from ..runs.verdicts import claim_lines, compared_claims
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .settings import spec_for
 from .study import draws_of, finite, run_batches, spec_of, under
-from .study_evidence import along_energies
+from .study_evidence import CELL, along_energies
 from .variants import ENERGY
 from ..runs.quality import among_hits, factor_distances, joined, kid_to, quality_of, real_quality
 from ..runs.verdicts import vanished, weighted
@@ -23,13 +23,7 @@ from ..runs.verdicts import vanished, weighted
 # %% ../../nbs/5_paper/18_study_runs.ipynb #5bb61618
 def columns_of(cell):
     "The columns that say which cell a row comes from, a dict."
-    return dict(
-        protocol=cell.protocol,
-        kind=cell.kind,
-        replicate=cell.replicate,
-        target=cell.target,
-        variant=cell.variant,
-    )
+    return {name: getattr(cell, name) for name in CELL}
 
 def scale_rows(scales, study):
     "The table of the scales of cells (as `scales_of` found them), a row per cell and energy."

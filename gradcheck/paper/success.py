@@ -12,8 +12,7 @@ import pandas as pd
 
 from ..core import UserError
 from .measured import MEASURES
-from .study_evidence import at_equal_energy, complete
-from .study_results import CELL
+from .study_evidence import CELL, at_equal_energy, complete
 from .variants import VARIANTS
 from ..runs.effects import Effect
 from ..runs.ranks import best_of_many, between, weights_of, with_interval, within

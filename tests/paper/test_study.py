@@ -19,9 +19,9 @@ from gradcheck.paper.quirks import PROTOCOLS, STUDIED
 from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN, WHOLE, decide_study
 from gradcheck.paper.study import COUPLED, FULL, SEEDS, STUDIES, WAYS, Study, cells_of, finite, folder_for
 from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, study_of
-from gradcheck.paper.study_evidence import along_energies, at_equal_energy, cube
+from gradcheck.paper.study_evidence import CELL, along_energies, at_equal_energy, cube
 from gradcheck.paper.study_runs import base_rates
-from gradcheck.paper.study_results import CELL, packed, read_study, write_files, write_study
+from gradcheck.paper.study_results import packed, read_study, write_files, write_study
 from gradcheck.runs.chunks import loose_folder
 from gradcheck.runs.quality import real_quality
 from gradcheck.runs.runs import chunk_path
