@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPORARY', 'SWEPT', 'DAY', 'MOST_JSON', 'UserError', 'choose', 'shown', 'described', 'make_folder', 'sweep', 'alone',
            'write_bytes', 'remove', 'project_root', 'command_folder', 'located', 'switched_on', 'cache_root',
-           'reference_folder', 'command_file', 'absolute', 'save_atomically', 'read_meta', 'read_json']
+           'reference_folder', 'command_file', 'absolute', 'save_atomically', 'read_meta', 'read_json', 'write_json']
 
 # %% ../nbs/00_base.ipynb #4208e7eb
 import contextlib
@@ -227,3 +227,9 @@ def read_json(path, what, todo="fetch it again", constant=_no_number):
     except _Odd as e: reason = str(e)
     else: return values
     raise UserError(f"{what} {str(path)[:300]!r} {reason}; {todo}.")
+
+# %% ../nbs/00_base.ipynb #90f4c2aa
+def write_json(path, value, ensure_ascii=True):
+    "Write a value as indented JSON; letters beyond ASCII stand as they are if `ensure_ascii` is off."
+    text = json.dumps(value, indent=1, ensure_ascii=ensure_ascii) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))

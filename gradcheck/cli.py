@@ -16,8 +16,8 @@ from typing import List, Optional
 
 import typer
 
-from .base import UserError, choose, make_folder, switched_on
-from .commands import Stopped, app, engine_for, say_notes, unforeseen, write_json
+from .base import UserError, choose, make_folder, switched_on, write_json
+from .commands import Stopped, app, engine_for, say_notes, unforeseen
 from .diagnosing import diagnose
 from .functions import look_in
 from .options import Checkpointing, Denoiser, Device, Memory, Precision, check_given

@@ -212,6 +212,15 @@ def test_names_that_a_disk_takes(tmp_path, name):
     assert (tmp_path / name).read_bytes() == b"1" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("ascii", [True, False])
+def test_json_is_utf_8_whatever_a_name_holds(tmp_path, ascii):
+    said = {"names": ["ball", "Bälle", "\udce9"]}
+    base.write_json(tmp_path / "a.json", said, ensure_ascii=ascii)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert base.read_json(tmp_path / "a.json", "it") == said and text.startswith('{\n "names"') and text.endswith("}\n")
+    assert ("Bälle" in text) is not ascii
+
+
 def test_a_cache_lies_in_the_project_from_wherever(tmp_path, monkeypatch):
     (tmp_path / "nbs" / "figures").mkdir(parents=True)
     (tmp_path / "settings.ini").write_text("", encoding="utf-8")

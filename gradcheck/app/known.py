@@ -6,8 +6,6 @@
 __all__ = ['bundled', 'pictures', 'looked_at', 'remeasure']
 
 # %% ../../nbs/6_app/12_known.ipynb #7ca76f6a
-import json
-
 import numpy as np
 import torch
 from PIL import Image
@@ -16,7 +14,7 @@ from .report import plain_values
 from .symptoms import AS_IT_IS, NEVER_SAW, PATHS, PLACE, REPEATS, ROBUST, SAW
 from .symptoms import lenses_of, steps_seen
 from .trials import question_of, run_one
-from ..core import write_bytes
+from ..base import write_json
 from ..models.catalogue import classifier_card, denoiser_card
 from ..paper.saved import provenance
 from ..pictures import save_png, uint8_to_images
@@ -50,4 +48,4 @@ def remeasure():
     made_of = dict(digests=digests, paths=PATHS, repeats=REPEATS)
     save_png(samples.permute(2, 0, 3, 1).flatten(1, 2).numpy(), PLACE / "known.png")
     known = dict(command="make known", made_of=made_of, provenance=provenance(), rows=rows)
-    write_bytes(PLACE / "known.json", (json.dumps(plain_values(known), indent=1) + "\n").encode())
+    write_json(PLACE / "known.json", plain_values(known))

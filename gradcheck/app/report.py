@@ -8,7 +8,6 @@ __all__ = ['FOLDERS', 'TEMPLATES', 'CODE', 'PICTURES', 'code_for', 'loop_for', '
 
 # %% ../../nbs/6_app/10_report.ipynb #890b1039
 import base64
-import json
 import shlex
 
 import numpy as np
@@ -16,7 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader
 
 from .advice import named
 from .trajectories import spec_code
-from ..base import located, write_bytes
+from ..base import located, write_bytes, write_json
 from ..core import UserError
 from ..models.catalogue import denoiser_card
 from ..paper.variants import cost
@@ -105,7 +104,7 @@ def write_report(told, pictures, out):
     "Write diagnosis.json (`told`, a dict) and index.html (and `pictures`, label -> samples) into `out`; the page."
     strips = {label: strip(samples) for label, samples in pictures.items()}
     values = plain_values(told)
-    write_bytes(out / "diagnosis.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(out / "diagnosis.json", values, ensure_ascii=False)
     html = TEMPLATES.get_template("diagnosis.html.j2").render(values | dict(strips=strips))
     write_bytes(out / "index.html", html.encode("utf-8", "replace"))
     return out / "index.html"

@@ -9,7 +9,6 @@ __all__ = ['EMPTY', 'COOL_WARM', 'COLUMNS', 'LONGEST', 'COLORS', 'INPUTS', 'ALWA
            'settings_of', 'save_run']
 
 # %% ../../nbs/6_app/01_trajectories.ipynb #c9e81e34
-import json
 from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 from safetensors.torch import save
 
+from ..base import write_json
 from ..core import UserError, image_generators, write_bytes
 from ..guidance.gradients import high_quantile, measure
 from ..models.classifiers import class_probabilities
@@ -246,5 +246,5 @@ def save_run(trajectories, folder):
     told = dict(settings=settings_of(trajectories), tensors=TENSORS, code=code)
     paths = [folder / "run.safetensors", folder / "run.json"]
     write_bytes(paths[0], save(tensors))
-    write_bytes(paths[1], (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(paths[1], told, ensure_ascii=False)
     return paths

@@ -9,7 +9,6 @@ __all__ = ['ARCHITECTURES', 'CLASSIFIERS', 'SIZE', 'CLASSIFIER', 'ALLOWED', 'DIF
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #f38a3bf7
 import hashlib
-import json
 from copy import deepcopy
 from dataclasses import asdict
 from functools import lru_cache
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..base import read_json
+from ..base import read_json, write_json
 from ..core import UserError, pick_device, write_bytes
 from ..kinds import FLAG, NOTHING, any_of, either, listed, real, whole
 from .autoencoder import Autoencoder
@@ -126,7 +125,7 @@ def save_weights(model, path, card, dtype=torch.float16, largest=2**40):
     }
     card["card_sha256"] = card_digest(card)
     for file, content in zip(files, data): write_bytes(path.with_name(file), content)
-    write_bytes(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    write_json(path.with_suffix(".json"), card)
     return card
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #9655ab73

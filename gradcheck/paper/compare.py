@@ -8,12 +8,11 @@ __all__ = ['POINTS', 'WORDS', 'PAIRS', 'ENTRY', 'OUTCOMES', 'Made', 'made_in', '
            'Comparison', 'figure_row', 'compare']
 
 # %% ../../nbs/5_paper/13_compare.ipynb #f7d64467
-import json
 from dataclasses import dataclass
 
 import pandas as pd
 
-from ..base import read_json, reference_folder
+from ..base import read_json, reference_folder, write_json
 from ..core import UserError, located, project_root, write_bytes
 from ..kinds import Kind, listed
 from .figures import FIGURES
@@ -83,7 +82,7 @@ def write_reference(results, reference=None):
         write_bytes(folder / f"{figure}.csv", numbers.encode("utf-8"))
     for stale in {*FIGURES} - {*made}: (folder / f"{stale}.csv").unlink(missing_ok=True)
     known = dict(preset=preset_of(made), figures=figures)
-    write_bytes(folder / "reference.json", (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    write_json(folder / "reference.json", known, ensure_ascii=False)
     return folder
 
 # %% ../../nbs/5_paper/13_compare.ipynb #a905bf1a

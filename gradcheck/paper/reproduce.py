@@ -8,14 +8,13 @@ __all__ = ['BEFOREHAND', 'notebook_of', 'brief_error', 'keep_failed', 'execute',
            'without_papermill', 'concluded']
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #6c43fd7e
-import json
 import os
 import time
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 
-from ..base import read_json, reference_folder
+from ..base import read_json, reference_folder, write_json
 from ..core import UserError, choose, make_folder, project_root, write_bytes
 from ..models.networks import slowness
 from .compare import compare
@@ -81,7 +80,7 @@ def execute(figure, folder, parameters):
 def note_seconds(sidecar, seconds):
     "Put the time of the whole figure, its runs included, into its sidecar (the notebook found them in the cache)."
     known = read_json(sidecar, "the sidecar", f"make {sidecar.stem} again") | {"seconds": round(seconds, 1)}
-    write_bytes(sidecar, (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(sidecar, known, ensure_ascii=False)
 
 # %% ../../nbs/5_paper/14_reproduce.ipynb #83498bf9
 BEFOREHAND = (

@@ -8,7 +8,6 @@ __all__ = ['PARAMETERS', 'RESTORE', 'SPEC_PARAMETERS', 'PRESET_PARAMETERS', 'TAB
            'figure_runs', 'write_figure', 'OpenFigure', 'identity', 'open_figure']
 
 # %% ../../nbs/5_paper/10_saved.ipynb #3c9784b5
-import json
 import platform
 import subprocess
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..base import read_json, remove
+from ..base import read_json, remove, write_json
 from ..core import UserError, choose, image_generators, make_folder, pick_device, project_root
 from ..core import write_bytes
 from ..data.sources import data_digest
@@ -173,8 +172,7 @@ def write_figure(path, fig, table, sidecar, dpi):
     write_bytes(f"{path}.pdf", figure_bytes(fig, "pdf", dpi))
     fig.set_layout_engine(layout)
     write_bytes(f"{path}.csv", table.to_csv(index=False).encode("utf-8"))
-    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(f"{path}.json", text.encode("utf-8", "backslashreplace"))
+    write_json(f"{path}.json", sidecar, ensure_ascii=False)
 
 # %% ../../nbs/5_paper/10_saved.ipynb #35872bbd
 @dataclass(repr=False)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from platform import python_version
 
-from ..base import located, write_bytes
+from ..base import located, write_json
 from ..functions import is_function, source_digest
 from ..models.cards import place_of
 from ..models.catalogue import classifier_card
@@ -80,5 +80,4 @@ def stamped(folder, name, parts):
     before = parts()
     yield
     if before and parts() == before:
-        said = dict(parts=before, results=results_of(folder, name))
-        write_bytes(stamp_path(folder, name), (json.dumps(said, indent=1) + "\n").encode())
+        write_json(stamp_path(folder, name), dict(parts=before, results=results_of(folder, name)))

@@ -9,13 +9,12 @@ __all__ = ['COLUMNS', 'WORDS', 'KEYS', 'WITHIN', 'as_csv', 'packed', 'write_file
 # %% ../../nbs/5_paper/20_study_results.ipynb #f8ade5e2
 import gzip
 import io
-import json
 import zlib
 
 import numpy as np
 import pandas as pd
 
-from ..base import read_json, reference_folder
+from ..base import read_json, reference_folder, write_json
 from ..core import UserError, located, write_bytes
 from .quirks import DEFAULT_MODE, PROTOCOLS, STUDIED, parse_mode
 from .replicated import decide_study
@@ -40,9 +39,7 @@ def write_files(tables, claims, known, folder, digits="%.5g"):
     is `known`, dicts as JSON, last of all."""
     for name, table in tables.items(): write_bytes(folder / f"{name}.csv.gz", packed(table, digits))
     for name, table in claims.items(): write_bytes(folder / f"{name}.csv", as_csv(table).encode("utf-8"))
-    for name, said in known.items():
-        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
-        write_bytes(folder / f"{name}.json", text.encode("utf-8"))
+    for name, said in known.items(): write_json(folder / f"{name}.json", said, ensure_ascii=False)
 
 def write_study(tables, known, folder):
     """Write a study: its `tables` (those of `COLUMNS`, by name), what is `known` of it (a dict for study.json), the

@@ -7,14 +7,14 @@ __all__ = ['TIMES', 'times_of', 'inputs_at', 'true_classes', 'recognised_rows', 
            'accuracy_by_t', 'Verdicts', 'judge_samples', 'save_judged']
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #d352cee6
-import json
 from dataclasses import asdict, dataclass
 from itertools import product
 
 import torch
 from tqdm.auto import tqdm
 
-from ..core import UserError, image_generators, randn, write_bytes
+from ..base import write_json
+from ..core import UserError, image_generators, randn
 from ..data.classes import class_in_data
 from ..models.classifiers import class_probabilities
 from ..models.ddpm import predict
@@ -102,6 +102,6 @@ def save_judged(result, out):
     "The samples of a run as samples.png in the folder `out`; what the judge says of them, as JSON and in a sentence."
     verdicts, count = judge_samples(result.judge), result.spec.count
     save_png(image_grid(result.samples, columns=32, scale=1), out / "samples.png")
-    write_bytes(out / "samples.json", (json.dumps(dict(count=count, **asdict(verdicts)), indent=1) + "\n").encode())
+    write_json(out / "samples.json", dict(count=count, **asdict(verdicts)))
     shares = ", ".join(f"{s:.1%}" for s in verdicts.shares)
     return f"the judge is surer than 0.9 on {verdicts.sure:.1%} of {count}; class shares {shares}"
