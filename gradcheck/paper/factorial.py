@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..base import reference_folder
-from ..core import counter_bits, located
+from ..core import located, seeded_rng
 from ..runs.cells import SMALLEST, decide_all, over_cells
 from .study_evidence import CELL, at_equal_energy, cube
 from .study_results import known_at, unpacked
@@ -166,7 +166,7 @@ def levels(outcomes, column):
 # %% ../../nbs/5_paper/22_factorial.ipynb #4732f235
 def planted(value, ways=ADAM_WAYS, replicates=5, classes=4, images=8, protocol="ours", seed=0):
     "Outcomes in which a way (its name) reaches `value(way)` on the whole, with noise over cells and images."
-    rng = np.random.default_rng(int(counter_bits(seed, 0)))
+    rng = seeded_rng(seed)
     cells = pd.DataFrame(product(ways, range(replicates), range(classes)), columns=["variant", "replicate", "target"])
     said = cells["variant"].map(value).to_numpy(float) + rng.normal(0, 0.02, len(cells))
     rows = cells.loc[cells.index.repeat(images)].reset_index(drop=True)

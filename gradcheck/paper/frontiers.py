@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from ..base import reference_folder
-from ..core import UserError, counter_bits, located
+from ..core import UserError, located, seeded_rng
 from .study_evidence import CELL, at_equal_energy, cube, of_cells
 from .study_results import known_at, unpacked
 from .variants import VARIANTS, at_energies
@@ -177,7 +177,7 @@ def helped(outcomes, reader):
 def planted_frontiers(shift, ways=FRONTIER_WAYS, replicates=5, energies=(1.0, 10.0, 100.0), seed=0):
     """(outcomes, costs) of a made world in which a way (its name) adds `shift(way)`, a pair of numbers, to a curve of
     probability and nearness, beside noise."""
-    rng = np.random.default_rng(int(counter_bits(seed, 0)))
+    rng = seeded_rng(seed)
     index = pd.MultiIndex.from_product(
         [ways, range(replicates), range(4), energies, range(4)],
         names=["variant", "replicate", "target", "energy", "image"],

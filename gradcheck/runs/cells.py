@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..core import UserError, counter_bits
+from ..core import UserError, seeded_rng
 from .effects import Effect
 
 # %% ../../nbs/4_runs/12_cells.ipynb #1f6186ff
@@ -72,7 +72,7 @@ def p_of_flips(d, flips=FLIPS, seed=0, batch=1000):
     are not zero."""
     d = np.ravel(d)[np.abs(np.ravel(d)) > 0]
     if discordant(d) < DISCORDANT: return 1.0
-    rng = np.random.default_rng(int(counter_bits(seed, 0)))
+    rng = seeded_rng(seed)
     signs = np.array([-1, 1], np.int8)
     sums = [rng.choice(signs, (min(batch, flips - done), len(d))) @ d for done in range(0, flips, batch)]
     extreme = (np.abs(np.concatenate(sums)) >= abs(d.sum()) * (1 - 1e-12)).sum()

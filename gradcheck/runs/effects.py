@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core import counter_bits
+from ..core import seeded_rng
 
 # %% ../../nbs/4_runs/08_effects.ipynb #2a81fd1f
 FEWEST_PAIRS = 6
@@ -45,9 +45,7 @@ def paired_effect(a, b, resamples=2000, seed=0):
     if len(d) < 2: return Effect(d.mean() if len(d) else np.nan, np.nan, np.nan, len(d))
     # all the same: nothing to resample
     if np.ptp(d) <= 1e-9 * np.abs(d).max(): return Effect(d[0], d[0], d[0], len(d))
-    interval = bootstrap(
-        (d,), np.mean, n_resamples=resamples, rng=np.random.default_rng(int(counter_bits(seed, 0)))
-    ).confidence_interval
+    interval = bootstrap((d,), np.mean, n_resamples=resamples, rng=seeded_rng(seed)).confidence_interval
     return Effect(d.mean(), interval.low, interval.high, len(d))
 
 # %% ../../nbs/4_runs/08_effects.ipynb #7fb4eee6

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import wasserstein_distance
 from torchmetrics.image.kid import poly_kernel
 
-from ..core import UserError, counter_bits
+from ..core import UserError, seeded_rng
 from ..data.sportballs import SportBalls
 from ..models.autoencoder import codes
 from ..models.catalogue import in_memory
@@ -120,7 +120,7 @@ def kid_difference(a, b, real, swaps=2000, seed=0):
     both = torch.cat([a, b]).double()
     kernel = poly_kernel(both, both)
     to_real = poly_kernel(both, real.double()).mean(1)
-    rng = np.random.default_rng(int(counter_bits(seed, 0)))
+    rng = seeded_rng(seed)
     places = torch.from_numpy(rng.random((swaps, len(a))) < 0.5)
     places = torch.cat([torch.zeros(1, len(a), dtype=torch.bool), places])
     apart = swapped(kernel, to_real, places) - swapped(kernel, to_real, ~places)

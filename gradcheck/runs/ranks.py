@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from ..core import UserError, counter_bits
+from ..core import UserError, seeded_rng
 from .effects import Effect
 
 # %% ../../nbs/4_runs/18_ranks.ipynb #673e07dc
@@ -37,7 +37,7 @@ def times_drawn(units, strata, resamples, rng):
 
 def weights_of(cells, resamples=RESAMPLES, seed=0):
     "Weights (1 + resamples, N) of the rows of `cells`, which has the columns kind, replicate and target."
-    rng = np.random.default_rng(int(counter_bits(seed, 0)))
+    rng = seeded_rng(seed)
     classifiers = times_drawn(cells["replicate"], cells["kind"], resamples, rng)
     classes = times_drawn(cells["target"], np.zeros(len(cells)), resamples, rng)
     return np.concatenate([np.ones((1, len(cells))), classifiers * classes])
@@ -128,7 +128,7 @@ def best_of_many(measures, y, cells, group, shuffles=SHUFFLES, seed=0):
     number by the largest of each shuffle. `UserError` for numbers that are not finite, and where cells are missing."""
     if not (np.isfinite(np.asarray(measures, float)).all() and np.isfinite(np.asarray(y, float)).all()):
         raise UserError("ranks were asked for of numbers that are NaN or infinite; leave out the cells that have such.")
-    rng = np.random.default_rng(int(counter_bits(seed, 0)))
+    rng = seeded_rng(seed)
     groups = cells[group].to_numpy()
     x = np.stack([centred_ranks(row, groups) for row in measures])
     y = centred_ranks(y, groups)
