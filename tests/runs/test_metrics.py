@@ -10,7 +10,7 @@ from scipy.linalg import sqrtm
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from gradcheck.models.checkpoints import load_classifier
-from gradcheck.core import UserError
+from gradcheck.core import UserError, seeded
 from gradcheck.models.catalogue import open_classifier
 from gradcheck.models.ddpm import DDPM
 from gradcheck.runs import scores
@@ -224,6 +224,38 @@ def test_judge_features_are_what_its_last_layers_see():
     judge, x = load_classifier("laptop/judge"), SportBalls().batch(range(20))[0]
     features = judge_features(judge, x, batch=7)
     assert features.shape == (20, 576) and torch.allclose(judge.classifier(features), judge(x), atol=1e-3)
+
+
+class Net(torch.nn.Module):
+    "A classifier with parts that it calls as `called` says: a function of it and images."
+    def __init__(self, called):
+        super().__init__()
+        self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 4, 4), torch.nn.Flatten())
+        self.head = torch.nn.Linear(5, 2)
+        self.spare = torch.nn.Linear(9, 9)
+        self.called = called
+
+    def forward(self, x): return self.called(self, x)
+
+
+JUDGES = {   # what it calls -> (how, the width of its features)
+    "features that are flat": (lambda net, x: net.head(net.features(x)), 5),
+    "features of normalised images": (lambda net, x: net.head(net.features(x / 2 + 3)), 5),
+    "its head for each quarter": (lambda net, x: net.head(torch.cat([net.features(x)] * 4)).view(4, -1, 2).mean(0), 2),
+    "its head twice": (lambda net, x: net.head(net.features(x)) + net.head(net.features(-x)), 2),
+    "no linear layer": (lambda net, x: x.flatten(1)[:, :3], 3),
+}
+
+
+@pytest.mark.parametrize("what", JUDGES)
+def test_features_of_a_judge_of_yours_are_what_its_last_linear_layer_was_given(what):
+    called, width = JUDGES[what]
+    with seeded(0): net = Net(called)
+    x = torch.rand(5, 3, 4, 4, generator=generator()) * 2 - 1
+    features = judge_features(net, x, batch=2)
+    assert features.shape == (5, width)
+    assert torch.allclose(net.head(features) if width == 5 else features, net(x), atol=1e-6)
+    assert not any(m._forward_pre_hooks for m in net.modules())
 
 
 class Stub(torch.nn.Module):
