@@ -34,11 +34,15 @@ class Stopped(Exception):
 class Commands(TyperGroup):
     "The commands; what stops or breaks one of them is told apart here."
     def invoke(self, ctx):
+        "As every group's; `UserError` for a file that may not be read or written."
         try: return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Stopped(f"stopped; {KEPT.get(ctx.invoked_subcommand, 'nothing was changed')}.") from None
         except EOFError as e: raise RuntimeError("a file ended too early") from e
         except OSError as e:
+            if isinstance(e, PermissionError) and e.filename:
+                raise UserError(f"no permission to read or write {str(e.filename)[:300]!r}; change its permissions or "
+                                "those of its folder, or give another one.") from None
             if e.errno != errno.ENAMETOOLONG: raise
             raise UserError(f"the name {str(e.filename)[:60]!r}… is too long for a file; give a shorter one.") from None
 

@@ -1,4 +1,5 @@
 """The command line as a person meets it: exit codes, one sentence, files where they were asked for."""
+import errno
 import json
 import os
 import subprocess
@@ -149,6 +150,14 @@ def test_a_file_that_ends_too_early_is_not_a_person_who_stops(cli, monkeypatch, 
     def ended(name): raise EOFError
     monkeypatch.setattr("gradcheck.models.checkpoints.load_weights", ended)
     with pytest.raises(RuntimeError, match="ended too early"): cli("info")
+
+
+def test_what_may_not_be_read_is_named(cli, monkeypatch):
+    "Tests may run as root, who may read all."
+    def closed(self): raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    monkeypatch.setattr(Path, "is_dir", closed)
+    code, _, said = cli("sample", "--denoiser", "/closed/ddpm.safetensors")
+    assert code == 2 and "no permission to read or write '/closed/ddpm.safetensors'; change its permissions" in said
 
 
 def test_unwritable_output(cli, tmp_path, own_cache):

@@ -84,7 +84,9 @@ def is_fresh(path, names, source):
     if not (note and path.is_file()): return False
     stat = source and source.stat(names)
     if stat in (None, note.get("stat")): return True
-    if source.content(names) != note.get("content"): return False
+    try: content = source.content(names)
+    except OSError: return False                         # it is named where its block is made
+    if content != note.get("content"): return False
     write_note(path, note | dict(stat=stat))
     return True
 

@@ -151,14 +151,17 @@ def read_card(name, architecture=None):
 
 # %% ../../nbs/2_models/09_checkpoints.ipynb #7c503d6d
 def read_tensors(path, card):
-    "name -> tensor of the weights at `path`; `UserError` if a file is missing, damaged (SHA-256), or holds NaN."
+    "name -> tensor of the weights at `path`; `UserError` if a file is missing, closed, damaged (SHA-256), or has NaN."
     files = [path.with_name(file) for file in card.get("files", [path.name])]
     for file in files:
         if not file.is_file():
             raise UserError(
                 f"the weights {str(path)!r} lack {file.name!r}, one of their {len(files)} files; fetch them again."
             )
-    data = [file.read_bytes() for file in files]
+    try: data = [file.read_bytes() for file in files]
+    except OSError as e:
+        raise UserError(f"the weights {str(path)!r} cannot be read ({e.strerror or e}); fetch them again, or change "
+                        "their permissions.") from None
     if hashlib.sha256(b"".join(data)).hexdigest() != card["sha256"]:
         raise UserError(
             f"the weights {str(path)!r} are damaged: their SHA-256 is not the one on their card; fetch them again."

@@ -1,4 +1,5 @@
 """Folders as people have them, prepared pictures that are verified, and classes that are mixed."""
+import errno
 import os
 import shutil
 
@@ -116,6 +117,20 @@ def test_a_name_of_odd_bytes(root):
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
 def test_a_damaged_picture_is_named(root, data):
     (root / "b" / "3.png").write_bytes(data)
+    with pytest.raises(UserError, match="3.png' is damaged"): ImageFolder(root, 8)
+
+
+def test_a_picture_that_may_no_longer_be_read_is_named(root, monkeypatch):
+    "Tests may run as root, who may read all."
+    pixels(root)
+    read, closed = blocks.Files.data, os.path.join("b", "3.png")
+    os.utime(root / closed, (1, 1))
+
+    def data(self, file):
+        if str(file).endswith(closed): raise PermissionError(errno.EACCES, "Permission denied", file)
+        return read(self, file)
+
+    monkeypatch.setattr(blocks.Files, "data", data)
     with pytest.raises(UserError, match="3.png' is damaged"): ImageFolder(root, 8)
 
 

@@ -1,7 +1,9 @@
 """Cards and starts: what determines a result is under a digest, or within its range, or refused."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from gradcheck.core import UserError
 from gradcheck.models.catalogue import has_start, start_card
 from gradcheck.models.cards import WEIGHTS, card_digest
-from gradcheck.models.checkpoints import load_weights, read_card, save_weights
+from gradcheck.models.checkpoints import load_weights, read_card, read_tensors, save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.runs.specs import RunSpec
 
@@ -106,6 +108,15 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, bad):
     save_weights(model, tmp_path / "c.safetensors", {})
     with pytest.raises(UserError, match="NaN or infinity in 'classifier.0.bias'"):
         load_weights(str(tmp_path / "c.safetensors"))
+
+
+def test_weights_that_may_not_be_read_are_one_sentence(laptop, monkeypatch):
+    "Tests may run as root, who may read all."
+    def closed(self): raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    card = read_card("laptop/ddpm")
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    with pytest.raises(UserError, match=r"ddpm.safetensors' cannot be read \(Permission denied\); fetch them"):
+        read_tensors(laptop / "ddpm.safetensors", card)
 
 
 # --- the start that a denoiser was trained with ------------------------------------------------------------------
