@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PNG', 'TEXT', 'MOST_BYTES', 'TURNS', 'images_to_uint8', 'uint8_to_images', 'image_grid', 'in_colour', 'png',
-           'save_png', 'in_palette', 'with_ground', 'few_colours', 'eight_bits', 'on_white', 'whole_chunks', 'opened',
-           'large_allowed', 'quiet', 'terminal_closed', 'read_picture', 'square']
+           'save_png', 'in_palette', 'with_ground', 'few_colours', 'levels_of', 'eight_bits', 'on_white',
+           'whole_chunks', 'opened', 'large_allowed', 'quiet', 'terminal_closed', 'read_picture', 'square']
 
 # %% ../nbs/01_pictures.ipynb #2708dae9
 import contextlib
@@ -110,18 +110,20 @@ def few_colours(picture, colours):
     return buffer.getvalue()
 
 # %% ../nbs/01_pictures.ipynb #a524c367
-def eight_bits(image):
+def levels_of(image): return np.nan_to_num(np.asarray(image, np.float32))
+
+def eight_bits(image, top=None):
     """A picture of one channel with more than 8 bits in 8: of 65,536 levels, or of [0, 1], 255 or 2**31 levels where
-    the file has floats or 32 bits."""
-    levels = np.nan_to_num(np.asarray(image, np.float32))
-    top = levels.max(initial=0)
+    the file has floats or 32 bits, by the highest of its levels, or by `top`, that of the picture it is a strip of."""
+    levels = levels_of(image)
+    top = levels.max(initial=0) if top is None else top
     sixteen = image.mode.startswith("I;16") or image.format == "PNG" or 255 < top < 2**16
     most = 65535 if sixteen else 1 if image.mode == "F" and top <= 1 else 255 if top <= 255 else 2**31
     return Image.fromarray((levels.clip(0, most) * (255 / most) + 0.5).astype(np.uint8))
 
-def on_white(image):
-    "A Pillow image as RGB, its transparent parts white."
-    if image.mode[0] in "IF": image = eight_bits(image)
+def on_white(image, top=None):
+    "A Pillow image as RGB, its transparent parts white; `top` as in `eight_bits`."
+    if image.mode[0] in "IF": image = eight_bits(image, top)
     if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
         return image.convert("RGB")
     if image.mode == "La": image = image.convert("LA")
@@ -157,11 +159,13 @@ def _smaller(image, size):
     k = max(1, min(image.size) // (4 * size))
     out = Image.new("RGB", (w // k, h // k))
     rows = k * max(1, 2**22 // (k * w))
-    for y in range(0, h // k * k, rows):
-        strip = image.crop((0, y, w // k * k, min(y + rows, h // k * k)))
-        strip.info = image.info
-        strip.format = image.format
-        out.paste(on_white(strip).reduce(k), (0, y // k))
+    places = range(0, h // k * k, rows)
+    def strip(y): return image.crop((0, y, w // k * k, min(y + rows, h // k * k)))
+    top = max(levels_of(strip(y)).max(initial=0) for y in places) if image.mode[0] in "IF" else None
+    for y in places:
+        part = strip(y)
+        part.info, part.format = image.info, image.format
+        out.paste(on_white(part, top).reduce(k), (0, y // k))
     return out
 
 # %% ../nbs/01_pictures.ipynb #df6583f6

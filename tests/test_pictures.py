@@ -87,6 +87,14 @@ def test_a_huge_page_of_bits():
     assert (picture[:, 1] == 0).all() and (picture[:, -2] == 255).all()
 
 
+@pytest.mark.parametrize("dark, bright", [(np.int32(200), np.int32(60_000)), (np.float32(0.9), np.float32(250))])
+def test_a_huge_picture_of_many_levels_is_as_bright_in_every_strip(dark, bright):
+    page = np.full((4_100, 4_100), dark)
+    page[2_050:] = bright
+    picture = square(saved(Image.fromarray(page), "TIFF"), SIZE)
+    assert (picture[1] < 2).all() and (picture[-2] > 230).all()
+
+
 def test_a_picture_that_is_too_large_is_refused_before_it_is_unpacked():
     head = (
         b"\x89PNG\r\n\x1a\n"
