@@ -46,8 +46,9 @@ def judge_features(judge, images, batch=256):
 # %% ../../nbs/4_runs/05_metrics.ipynb #92cb794f
 @torch.no_grad()
 def inception_features(network, images, batch=64):
-    "Activations (N, 2048), float32, of the TorchScript Inception-v3, for images (N, 1 or 3, H, W) in [-1, 1]."
-    pictures = ((images + 1) * 127.5).round().byte().expand(-1, 3, -1, -1)
+    """Activations (N, 2048), float32, of the TorchScript Inception-v3, for images (N, 1 or 3, H, W) in [-1, 1]; numbers
+    beyond are clipped."""
+    pictures = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1)
     return torch.cat([network(x, return_features=True).float().cpu() for x in pictures.split(batch)])
 
 def inception_path(folder="data"):

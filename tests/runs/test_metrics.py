@@ -288,6 +288,11 @@ def test_inception_stands_in_columns_of_its_own(inception):
     }
 
 
+def test_inception_sees_numbers_beyond_one_as_one(inception):
+    features = inception_features(load_inception(), torch.tensor([-1.05, 1.05])[:, None, None, None].expand(2, 1, 8, 8))
+    assert (features[0] == 0).all() and (features[1] == 255).all()
+
+
 def test_inception_is_looked_for_where_the_command_is_given(tmp_path, monkeypatch):
     "A figure's notebook runs elsewhere."
     for name in ("command", "notebook"): (tmp_path / name).mkdir()
