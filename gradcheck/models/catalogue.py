@@ -97,7 +97,7 @@ def open_denoiser(name, device="cpu"):
 
 def open_classifier(name, device="cpu"):
     "A frozen classifier by its name, ready for inference."
-    if is_function(name) and not Path(name).is_file(): return built_classifier(name).to(device)
+    if is_function(name) and not Path(name).is_file(): return built_classifier(name, device)
     if resolve(name).with_suffix(".json").is_file(): return load_classifier(name, device)
     return freeze(fold_norms(load_foreign_classifier(resolve(name), device)))
 

@@ -73,19 +73,19 @@ def noted(model, name):
     }
     return tuple(f"The classifier {name!r} {sentence}" for sentence, so in notes.items() if so)
 
-def built_classifier(name):
-    """The classifier that a function of yours builds, frozen, in float32, on the CPU; built once as long as its code is
-    the same. `UserError` if it is not a module, or cannot be made ready."""
-    return _built(str(name), code_of(name).get(str(name)))
+def built_classifier(name, device="cpu"):
+    """The classifier that a function of yours builds, frozen, in float32, on a device; built once for each, as long as
+    its code is the same. `UserError` if it is not a module, or cannot be made ready."""
+    return _built(str(name), code_of(name).get(str(name)), str(device))
 
 @lru_cache(maxsize=8)
-def _built(name, code):
+def _built(name, code, device):
     # random weights are the same in every process
     with seeded(0), undisturbed(): model = call_function(name, "the classifier")
     check_unchanged(name, code)
     with blamed(f"the classifier {name!r} cannot be made ready"): own = made_ready(model, name)
     own.code = code
-    return own
+    return own.to(device)
 
 def weights_of(model):
     "The tensors of a model's state of which one can ask whether they are finite, {name: float}."
@@ -230,7 +230,7 @@ def function_card(name, shape):
 
 @lru_cache(maxsize=8)
 def _card(name, shape, code):
-    model = _built(name, code)
+    model = _built(name, code, "cpu")
     # as in every process
     with use_threads(1): logits, gradient = probe(model, name, shape)
     classes = logits.shape[1]

@@ -12,6 +12,7 @@ from gradcheck.functions import code_of
 from gradcheck.guidance import stabilizers
 from gradcheck.guidance.stabilizers import make_stabilizer, stabilizer_digest
 from gradcheck.models import own
+from gradcheck.models.catalogue import open_classifier
 from gradcheck.models.own import built_classifier, function_card
 from gradcheck.runs.runs import Local, run
 from gradcheck.runs.specs import RunSpec
@@ -188,6 +189,16 @@ def test_an_edited_file_is_read_again_in_the_same_process(written, tmp_path):
     assert function_card(name, SHAPE)["sha256"] != card["sha256"]
     written(HELD["a closure"])
     assert function_card(name, SHAPE)["sha256"] == card["sha256"]
+
+
+def test_a_classifier_on_another_device_leaves_the_one_on_the_cpu_where_it_is(written, tmp_path):
+    "`meta` is a device that every machine has."
+    (tmp_path / "gain.json").write_text("1")
+    name = written("def make(): return nn.Sequential(nn.Flatten(), nn.Linear(48, 2))")
+    here, there = open_classifier(name), open_classifier(name, "meta")
+    assert {p.device.type for p in here.parameters()} == {"cpu"}
+    assert {p.device.type for p in there.parameters()} == {"meta"}
+    assert open_classifier(name) is here and open_classifier(name, "meta") is there
 
 
 def test_an_edited_module_on_the_path_is_read_again(tmp_path, monkeypatch):
