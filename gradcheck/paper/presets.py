@@ -79,14 +79,19 @@ class Preset(Sizes, Models):
 
     @property
     def reference(self):
-        "The `Real` images; the guide compares them if there is no judge. `UserError` if the data are not known."
+        """The `Real` images; the guide compares them if there is no judge. `UserError` if the data are not
+        known, or the denoiser draws no squares, as which they are read."""
         if not self.data:
             raise UserError(
                 "Fréchet distances need the data: give --data (sportballs, celeba:FOLDER:ATTRIBUTE, a folder with one "
                 "folder of pictures per class, or MODULE:FUNCTION), or ask for figure_1 figure_2 figure_3 only."
             )
+        channels, height, width = self.shape
+        if height != width:
+            raise UserError(f"the denoiser {self.denoiser!r} draws images of {height} x {width}, and data are read as "
+                            "squares; give a denoiser of squares, or leave out --data.")
         judge = self.judge or self.classifiers[self.guide_role]
-        return Real(self.data, self.shape[1], self.real, judge, channels=self.shape[0])
+        return Real(self.data, height, self.real, judge, channels)
 
 # %% ../../nbs/5_paper/03_presets.ipynb #c759ce40
 ROLES = {   # role -> (its name in figures, colour)

@@ -257,6 +257,15 @@ def test_folders_and_names_that_are_no_data(tmp_path):
 STABILIZER = "from gradcheck.guidance.stabilizers import Stabilizer\nclass S(Stabilizer): pass\n"
 
 
+@pytest.mark.parametrize("shape, fits", [((3, 32, 32), True), ((3, 32, 48), False)])
+def test_data_are_squares_and_a_denoiser_of_rectangles_has_none(monkeypatch, shape, fits):
+    monkeypatch.setattr("gradcheck.paper.presets.denoiser_card", lambda name: dict(shape=shape))
+    if fits: assert get_preset("smoke").reference.shape == shape
+    else:
+        with pytest.raises(UserError, match="images of 32 x 48, and data are read as squares"):
+            get_preset("smoke").reference
+
+
 def test_a_sidecar_tells_code_and_pictures_of_ones_own_apart_under_the_same_names(mine):
     name, pictures = f"{mine}/s.py:S", str(mine / "pictures")
     (mine / "s.py").write_text(STABILIZER)
