@@ -26,7 +26,10 @@ from gradcheck.guidance.mixture import ExactDenoiser, interleaved_ring, nonrobus
 from gradcheck.guidance.mixture import sliced_wasserstein
 from gradcheck.guidance.sampling import at_x0_hat, at_x_t, guided_steps
 from gradcheck.guidance.stabilizers import make_stabilizer
+from gradcheck.models.checkpoints import save_weights
 from gradcheck.models.ddpm import DDPM
+from gradcheck.models.exports import export_denoiser
+from gradcheck.models.unet import UNet, UNetConfig
 
 LENGTH = 100.0
 UP = [0.9, 1.0, 0.8, 1.0, 0.9, 1.0, 1.0, 0.9]
@@ -337,6 +340,42 @@ def test_the_loop_draws_the_class_of_a_class_conditional_denoiser(small, tmp_pat
     found = {}
     exec(compile(loop_for(spec), "loop", "exec"), found)
     assert found["images"].shape == (6, 3, 16, 16)
+
+
+def flattened(folder):
+    for name in ("unet", "scheduler"):
+        for file in (folder / name).iterdir(): file.rename(folder / file.name)
+        (folder / name).rmdir()
+    (folder / "model_index.json").unlink()
+
+
+def rewritten(file, **fields):
+    def rewrite(folder):
+        said = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps(said | fields), encoding="utf-8")
+    return rewrite
+
+
+@pytest.mark.parametrize("change", [
+    flattened,
+    rewritten("model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+    rewritten("scheduler/scheduler_config.json", variance_type="fixed_small_log"),
+    rewritten("scheduler/scheduler_config.json", timesteps=50),
+])
+def test_no_loop_is_printed_that_diffusers_would_step_otherwise(small, tmp_path, change):
+    guide, _ = small
+    folder = Path(other_pipeline(tmp_path))
+    change(folder)
+    assert loop_for(question_of(denoiser=str(folder), classifier=guide("bright"), steps=5, count=6).spec("plain")) == ""
+
+
+def test_no_loop_is_printed_for_a_denoiser_of_ours_in_patches(small, tmp_path):
+    guide, _ = small
+    config = UNetConfig(size=16, patch=2, widths=(16, 16), attention=(False, False), layers=1, groups=4)
+    with seeded(0): save_weights(UNet(config), tmp_path / "ours.safetensors", {})
+    export_denoiser(str(tmp_path / "ours.safetensors"), tmp_path / "ours")
+    question = question_of(denoiser=str(tmp_path / "ours"), classifier=guide("bright"), steps=5, count=6)
+    assert loop_for(question.spec("plain")) == ""
 
 
 def test_of_a_learned_variance_it_is_said_that_it_is_not_used(small, tmp_path, cli):
