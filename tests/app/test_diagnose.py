@@ -680,6 +680,16 @@ def test_images_in_the_other_range_are_found_out(monkeypatch):
         with pytest.raises(UserError, match=taken): symptoms.check_range_of(question)
 
 
+def test_a_classifier_that_refuses_other_ranges_is_not_asked_for_them(monkeypatch):
+    question = question_of(denoiser="laptop/ddpm", classifier="laptop/robust", data="sportballs")
+    robust = symptoms.open_classifier("laptop/robust")
+    def strict(x):
+        if x.abs().max() <= 1: return robust(x)
+        raise UserError("the classifier fails on images of shape (3, 64, 64) (AssertionError).")
+    monkeypatch.setattr(symptoms, "open_classifier", lambda name: strict)
+    symptoms.check_range_of(question)
+
+
 # the bundled models
 
 
