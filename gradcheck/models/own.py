@@ -23,7 +23,7 @@ from ..core import UserError, norm, seeded
 from ..functions import call_function, check_unchanged, code_of, told
 from .batches import blamed, out_of_memory
 from .classifiers import MOST_CLASSES
-from .networks import Around, check_finite, freeze, use_threads
+from .networks import Around, answers_by, check_finite, freeze, use_threads
 
 # %% ../../nbs/2_models/13_own.ipynb #e31b5900
 @contextmanager
@@ -154,10 +154,12 @@ def bounded(model, x, logits):
     return 0.999 <= further.abs().max().item() <= 1
 
 def are_probabilities(model, x, logits):
-    "Are these (N, classes), for images x, probabilities: of one sum, behind a last sigmoid or tanh, or `bounded`?"
+    "Are these (N, classes), for images x, probabilities: of one sum, what a last sigmoid or tanh says, or `bounded`?"
     if of_one_sum(logits): return True
     if logits.abs().max() > 1: return False
-    return isinstance(list(model.modules())[-1], (nn.Sigmoid, nn.Softmax, nn.Tanh)) or bounded(model, x, logits)
+    last = list(model.modules())[-1]                     # it may stand in a hidden layer
+    if isinstance(last, (nn.Sigmoid, nn.Softmax, nn.Tanh)) and answers_by(model, last, x): return True
+    return bounded(model, x, logits)
 
 # %% ../../nbs/2_models/13_own.ipynb #80c3da43
 def gradient_at(model, name, x):

@@ -54,6 +54,13 @@ WORKING = {
                 x -= 0.5
                 return super().forward(x.mul_(2))
         def make(): return Net({BODY})""",
+    "a tanh that was registered last and is used inside": """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.out, self.act = nn.Linear(768, 8), nn.Linear(8, 4), nn.Tanh()
+            def forward(self, x): return 0.1 * self.out(self.act(self.first(x.reshape(len(x), -1))))
+        def make(): return Net()""",
     "an output with logits": f"""
         from types import SimpleNamespace
         class Net(nn.Sequential):
