@@ -104,7 +104,7 @@ class Lens:
         "What is seen at x_t (N, C, H, W), a `Sight`."
         guidance = Guidance(self.classifier, target, self.objective, WHERE[choose("where", self.where, WHERE)])
         x0_raw, gradient = guidance.evaluate(ddpm, denoiser, x_t, t, micro_batch)
-        seen = x_t if self.where == "x_t" else ddpm.clip_x0(x0_raw)
+        seen = x_t if self.where.startswith("x_t") else ddpm.clip_x0(x0_raw)
         def answer(x): return [self.classifier(as_it_likes(self.classifier, x))]
         with torch.no_grad(): return Sight(x0_raw, gradient, *tiled(micro_batch, answer, seen))
 

@@ -275,15 +275,14 @@ def test_a_linear_classifier_under_the_microscope(world):
     assert np.allclose(rows["S_l"], torch.cat(known), rtol=1e-3)
 
 
-@pytest.mark.parametrize("where", ["x_t", "x0_hat", "x0_hat_stopped"])
+@pytest.mark.parametrize("where", ["x_t", "x_t_smooth", "x0_hat", "x0_hat_stopped"])
 def test_a_lens_shows_what_its_classifier_says_of_what_it_sees(world, where):
     lenses, _, x0, target, _, _ = world
     classifier, x_t = lenses["robust"].classifier, 3 * x0
     sight = Lens(classifier, where).look(DDPM(), Net(), x_t, 100, target, MicroBatch(2))
     x0_hat = predict(DDPM(), Net(), x_t, 100)
-    assert torch.equal(sight.logits, classifier(x_t if where == "x_t" else x0_hat.clamp(-1, 1))) and torch.allclose(
-        sight.x0_raw, x0_hat
-    )
+    assert torch.equal(sight.logits, classifier(x_t if where.startswith("x_t") else x0_hat.clamp(-1, 1)))
+    assert torch.allclose(sight.x0_raw, x0_hat)
     assert (x0_hat.abs() > 1).any()                                          # the clip matters
 
 
