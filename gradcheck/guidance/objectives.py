@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'as_targets', 'check_targets', 'check_among', 'check_binary', 'log_probability', 'logit',
-           'binary_log_probability', 'calibrated', 'multilabel_log_probability', 'Value']
+           'binary_log_probability', 'calibrated', 'multilabel_log_probability', 'Value', 'Through']
 
 # %% ../../nbs/3_guidance/00_objectives.ipynb #0b1ec71c
 from dataclasses import dataclass, replace
@@ -94,3 +94,14 @@ class Value:
         "A generator for each image, the same whenever step `t` is asked."
         words = counter_integers(2**32, t, self.seeds.cpu().numpy())
         return [torch.Generator().manual_seed(word) for word in words.tolist()]
+
+# %% ../../nbs/3_guidance/00_objectives.ipynb #5d41c7a3
+@dataclass(frozen=True)
+class Through:
+    "A `value` as a way of guidance sees it: `answer(value, image)`; by another classifier, it is seen in the same way."
+    value: Callable
+    answer: Callable
+
+    def __call__(self, image): return self.answer(self.value, image)
+    def by(self, classifier): return replace(self, value=self.value.by(classifier))
+    def generators(self, t): return self.value.generators(t)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..core import UserError, described, own_seeds, randn, shown
-from .objectives import Value, as_targets, log_probability
+from .objectives import Through, Value, as_targets, log_probability
 from .stabilizers import Stabilizer, guarded
 from ..kinds import COUNT, Kind, at_least, of_kind
 from ..models.batches import as_micro_batch, tiled
@@ -52,8 +52,8 @@ def smoothed(where, count=8, sigma=0.3):
     @wraps(where)
     def smooth(ddpm, denoiser, x_t, t, value):
         noise = randn((count, *x_t.shape[1:]), torch.Generator().manual_seed(t), x_t.device)
-        def mean(image): return torch.stack([value(image + sigma * eps) for eps in noise.to(image)]).mean(0)
-        return where(ddpm, denoiser, x_t, t, mean)
+        def mean(value, image): return torch.stack([value(image + sigma * eps) for eps in noise.to(image)]).mean(0)
+        return where(ddpm, denoiser, x_t, t, Through(value, mean))
 
     smooth.__name__ += "_smooth"
     return smooth

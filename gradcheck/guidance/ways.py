@@ -14,6 +14,7 @@ from functools import wraps
 import torch
 
 from ..core import UserError, norm, per_image, randn, shown
+from .objectives import Through
 from .stabilizers import raised
 from ..kinds import COUNT, Kind, of_kind, scalar
 from ..models.ddpm import predict
@@ -40,8 +41,8 @@ def monte_carlo(where, count=10):
     def likelihood(ddpm, denoiser, x_t, t, value):
         eps = randn((len(x_t), count, *x_t.shape[1:]), value.generators(t), x_t.device)
         noise = ((1 - ddpm.abar_at(t, x_t)).sqrt() * eps.to(x_t.dtype)).unbind(1)
-        def mean(image): return torch.stack([value(image + z) for z in noise]).logsumexp(0) - math.log(count)
-        return where(ddpm, denoiser, x_t, t, mean)
+        def mean(value, image): return torch.stack([value(image + z) for z in noise]).logsumexp(0) - math.log(count)
+        return where(ddpm, denoiser, x_t, t, Through(value, mean))
 
     return likelihood
 
@@ -76,10 +77,10 @@ def augmented(where, transform=changed, count=10):
     check_count(count, "augmentations")
     @named(where, "augmented")
     def augmenting(ddpm, denoiser, x_t, t, value):
-        def mean(image):
+        def mean(value, image):
             generators = value.generators(t)
             return torch.stack([value(transform(image, generators)) for _ in range(count)]).mean(0)
-        return where(ddpm, denoiser, x_t, t, mean)
+        return where(ddpm, denoiser, x_t, t, Through(value, mean))
 
     return augmenting
 

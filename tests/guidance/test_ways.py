@@ -12,7 +12,7 @@ from gradcheck.core import UserError, image_generators, own_seeds, randn
 from gradcheck.guidance.mixture import ExactClassifier, ExactDenoiser, interleaved_ring
 from gradcheck.guidance.objectives import OBJECTIVES, Value, calibrated, log_probability
 from gradcheck.guidance.samplers import DDIM, MeanShift, Spherical
-from gradcheck.guidance.sampling import WHERE, Ancestral, Guidance, at_x0_hat, at_x_t, guided_steps
+from gradcheck.guidance.sampling import WHERE, Ancestral, Guidance, at_x0_hat, at_x_t, guided_steps, smoothed
 from gradcheck.guidance.stabilizers import UnitNorm, make_stabilizer
 from gradcheck.guidance.ways import (
     ascended,
@@ -182,6 +182,37 @@ def test_cone_takes_the_robust_gradient_of_the_same_target(where):
 
 
 # --- mean guidance
+@pytest.mark.parametrize("where", [
+    smoothed(in_cone(at_x_t, Gaussian())),
+    in_cone(smoothed(at_x_t), Gaussian()),
+    augmented(monte_carlo(at_x0_hat, 2), count=2),
+    monte_carlo(augmented(at_x0_hat, count=2), 2),
+    smoothed(augmented(in_cone(at_x0_hat, Gaussian()), count=2)),
+])
+def test_ways_stand_in_each_other_in_any_order(where):
+    x = randn((3, 1, 4, 4), generator())
+    class First(nn.Module):
+        def forward(self, x): return x.flatten(1)
+    gradient = evaluate(where, x, 100, classifier=First(), seeds=torch.arange(3))
+    assert gradient.shape == x.shape and gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+def test_a_cone_in_a_smooth_way_turns_to_the_robust_gradient_as_smooth():
+    x = points(5)
+    class Cubic(nn.Module):
+        def forward(self, x): return x.flatten(1) ** 3
+    way = smoothed(in_cone(at_x_t, Cubic(), degrees=89.0), sigma=2.0)
+    seen = []
+    def first(g, robust, degrees):
+        seen.append(robust)
+        return g
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradcheck.guidance.ways.cone", first)
+        evaluate(way, x, 100, seeds=torch.arange(5))
+    noise = randn((8, 1, 1, 1), torch.Generator().manual_seed(100)).double()
+    assert torch.allclose(seen[0], (3 * (x + 2 * noise[:, None]) ** 2).mean(0))
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_mean_guidance_climbs_the_likelihood_of_x0_hat(count):
     x, t, s = points(), 90, 0.2
