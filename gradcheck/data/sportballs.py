@@ -105,10 +105,13 @@ def draw_ball(name, size=256, oversample=2):
 def load_sprites(folder):
     """User sprites: the image files of a folder, one class each in the order of their names, as {name: (4, 256, 256)}.
 
-    Raises `UserError` if the folder is missing or empty, or if a file is not an RGBA image."""
+    Raises `UserError` if the folder is missing or empty, two files share a name, or a file is not an RGBA image."""
     files = [Path(folder) / name for name in pictures_in(folder)] if Path(folder).is_dir() else []
     if not files: raise UserError(f"no sprites in {str(folder)!r}: give a folder with one RGBA PNG per class.")
-    return {f.stem: _load_sprite(f) for f in files}
+    found = {f.stem: f for f in files}
+    if twice := [f for f in files if found[f.stem] != f]:
+        raise UserError(f"sprites {twice[0].name!r} and {found[twice[0].stem].name!r} have one name; rename either.")
+    return {name: _load_sprite(f) for name, f in found.items()}
 
 def _load_sprite(file):
     try:
@@ -210,8 +213,7 @@ class Painted(Windows):
         f = self.factors(i)
         canvases = np.full((len(f["x"]), self.canvas, self.canvas, 3), 255, np.uint8)
         for window, ball in self.placed(f): paste(canvases[window], ball)
-        # channels last in memory
-        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        images = torch.from_numpy(canvases).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # channels last in memory
         return images, torch.from_numpy(self.labels(f["label"]))
 
     def masks(self, i):
@@ -232,14 +234,7 @@ class SportBalls(Painted):
     scales = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
     def __init__(
-        self,
-        indices=range(100_000),
-        seed=0,
-        draws="independent",
-        canvas=64,
-        base=32,
-        balls=1,
-        target="class",
+        self, indices=range(100_000), seed=0, draws="independent", canvas=64, base=32, balls=1, target="class",
         sprites=None,
     ):
         choose("draws", draws, DRAWS)

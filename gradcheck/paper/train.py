@@ -57,10 +57,12 @@ def recipe_of(preset, what):
 # %% ../../nbs/5_paper/15_train.ipynb #b69d9f3a
 def training_task(preset, what, classes=4, size=64, architecture="MobileNetV3Small", seed=None, steps=None):
     """A fresh model, its loss `(model, images, labels, generator)` and its `Recipe`; `what` is "ddpm", "autoencoder" or
-    a classifier kind."""
+    a classifier kind. `UserError` for a classifier of fewer than two classes."""
     p = get_preset(preset)
     ddpm = DDPM()
     recipe = altered(recipe_of(p, what), seed, steps)
+    if what not in ("ddpm", "autoencoder") and classes < 2:
+        raise UserError(f"the data have {classes} class, which leaves a classifier nothing to learn; give two or more.")
     build = ARCHITECTURES[choose("architecture", architecture, CLASSIFIERS)][2]
     with seeded(recipe.seed):
         if what == "ddpm": model = UNet(replace(p.unet, size=size))

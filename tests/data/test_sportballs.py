@@ -5,7 +5,7 @@ from PIL import Image
 from scipy import stats
 
 from gradcheck.core import UserError
-from gradcheck.data.sportballs import CLASSES, HELD_OUT, SportBalls, draw_ball, render_rotations
+from gradcheck.data.sportballs import CLASSES, HELD_OUT, SportBalls, draw_ball, load_sprites, render_rotations
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -128,6 +128,11 @@ def test_user_sprites(tmp_path):
     images, labels = data.batch(range(30))
     red_in = (images[:, 0] > images[:, 2] + 1).flatten(1).any(1)
     assert torch.equal(red_in, labels == 0)
+
+
+def test_sprites_of_one_name_are_refused(tmp_path):
+    for kind in ("png", "webp"): Image.new("RGBA", (40, 40), (255, 0, 0, 255)).save(tmp_path / f"ball.{kind}")
+    with pytest.raises(UserError, match="sprites 'ball.png' and 'ball.webp' have one name"): load_sprites(tmp_path)
 
 
 def test_bad_input(tmp_path):

@@ -222,6 +222,7 @@ def test_refusals(tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"): trainer(tmp_path, steps=2, resume=True)
     with pytest.raises(UserError, match="'ddpm'"): training_task("smoke", "dpm")
+    with pytest.raises(UserError, match="1 class, which leaves"): training_task("smoke", "judge", classes=1)
 
 
 # --- final weights
