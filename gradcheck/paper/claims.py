@@ -38,7 +38,7 @@ def recognition_of(preset):
     asked = dict(count=p.recognised, device=device, classes=classes_of(p, spec.classifier))
     cards = [spec.card, *(classifier_card(name, p.shape) for name in p.classifiers.values())]
     known = [[card["sha256"], card["config"], card.get("diffusion", {})] for card in cards]
-    known += [[*p.classifiers], data_digest(p.data, p.shape[1]), p.shape, asked]
+    known += [[*p.classifiers], spec.diffusion.clip, data_digest(p.data, p.shape[1]), p.shape, asked]
     return kept_recognition(known, classifiers, spec.diffusion, data, denoiser, **asked)
 
 # %% ../../nbs/5_paper/07_claims.ipynb #593f1f9d

@@ -126,6 +126,8 @@ def test_what_classifiers_recognise(monkeypatch):
     monkeypatch.setattr("gradcheck.runs.evaluation.recognition", never)
     pd.testing.assert_frame_equal(claims.recognition_of(p), first)
     with pytest.raises(AssertionError, match="it was there"): claims.recognition_of(replace(p, recognised=3))
+    unclipped = replace(p, switches=dict(clip=False))
+    with pytest.raises(AssertionError, match="it was there"): claims.recognition_of(unclipped)
 
 
 def test_tables_rows_and_bytes_come_back_as_they_were():
