@@ -6,8 +6,8 @@
 __all__ = ['LARGEST', 'FIELDS', 'RUN_FIELDS', 'VERDICTS', 'EFFECT', 'CLAIM_COLUMNS', 'ROLES_OF_A_RUN', 'USUAL', 'NO_SETTING',
            'TOLERANCE', 'SHARES', 'SPREADS', 'KEYS', 'HERE', 'read_whole', 'read_sidecar', 'read_numbers',
            'read_claims', 'parts_of', 'models_of', 'machine_of', 'images_of', 'setting_of', 'in_brief', 'digests_of',
-           'usual_digests', 'other_models', 'is_spread', 'spread_of', 'bounds', 'interval', 'keyed', 'matched',
-           'outside', 'same', 'against']
+           'usual_digests', 'other_models', 'is_spread', 'spread_of', 'bounds', 'interval', 'keyed', 'matched', 'alike',
+           'outside', 'against']
 
 # %% ../../nbs/4_runs/09_records.ipynb #44134168
 import io
@@ -117,8 +117,9 @@ def machine_of(sidecar):
 
 def images_of(sidecar):
     "How many images a number of a figure is a mean over: the fewest of its runs; NaN where that is not known."
-    counts = [run["count"] for run in sidecar["runs"].values()] or [sidecar["parameters"].get("images")]
-    return min(counts) if counts[0] else float("nan")
+    counts = [run["count"] for run in sidecar["runs"].values()]
+    said = [known for known in (sidecar["parameters"], sidecar.get("chosen")) if isinstance(known, dict)]
+    return min(counts or [known["images"] for known in said if known.get("images")], default=float("nan"))
 
 # %% ../../nbs/4_runs/09_records.ipynb #e0bd1f03
 USUAL = {"seed": 0, "target": 0, "mode": "corrected"}          # of parameters; the others are None
@@ -215,6 +216,10 @@ def matched(reference, table, path):
     return both, columns
 
 # %% ../../nbs/4_runs/09_records.ipynb #87e3ec24
+def alike(a, b):
+    "Which entries of two columns are equal, up to the digits that a reference keeps."
+    return np.isclose(a, b, rtol=2e-6, atol=1e-9, equal_nan=True)
+
 def outside(both, columns, images):
     "The numbers here that lie outside the reference's intervals, as sentences, farthest first."
     found = []
@@ -222,7 +227,7 @@ def outside(both, columns, images):
         low, high = bounds(both, column, images)
         here = both[column + HERE]
         missed = np.maximum(low - here, here - high) / np.maximum((high - low).abs(), 1e-9)
-        missed[both[column].isna() != here.isna()] = np.inf     # a number on one side only
+        missed[missed.isna() & ~alike(both[column], here)] = np.inf     # no interval, or a number on one side only
         for k in np.flatnonzero(missed > 1e-6):
             name = ", ".join(str(both[key][k]) for key in KEYS if key in both)
             known = f"{both[column][k]:.4g} ({low[k]:.4g} to {high[k]:.4g})"
@@ -230,10 +235,6 @@ def outside(both, columns, images):
     return [sentence for _, sentence in sorted(found, reverse=True)]
 
 # %% ../../nbs/4_runs/09_records.ipynb #7e21a4be
-def same(a, b):
-    "Are two columns equal, up to the digits that a reference keeps?"
-    return bool(np.isclose(a, b, rtol=2e-6, atol=1e-9, equal_nan=True).all())
-
 def against(reference, table, images, path):
     """How a figure's table stands to its reference.
 
@@ -243,7 +244,7 @@ def against(reference, table, images, path):
     row = dict(outcome="identical", numbers=compared, outside=0, note="")
     absent = (both["found"] == "left_only").sum()
     if absent: return row | dict(outcome="different", note=f"{absent} of {len(both)} rows are not there")
-    if all(same(both[c], both[c + HERE]) for c in columns): return row
+    if all(alike(both[c], both[c + HERE]).all() for c in columns): return row
     missed = outside(both, columns, images)
     outcome = "within its interval" if len(missed) <= compared / 20 else "different"
     return row | dict(outcome=outcome, outside=len(missed), note=missed[0] if missed else "")

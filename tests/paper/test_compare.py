@@ -143,6 +143,23 @@ def test_a_number_on_one_side_only_lies_outside(tmp_path):
     assert against(known, known.assign(mean=[np.nan, np.nan]), 64, tmp_path / "x.csv")["outcome"] == "different"
 
 
+def test_a_figure_without_runs_says_itself_how_many_images_it_is_of(results, reference):
+    "Figure 8 looks at held-out images; their number is the preset's, and stands in what the notebook has chosen."
+    seen = pd.DataFrame(dict(classifier="robust", input="x_t", t=[0, 20], right_mean=0.5, right_std=0.5))
+    chosen = dict(chosen=dict(images=100), runs={})
+    plant(results, "figure_8", seen, **chosen)
+    write_reference(results, reference)
+    for mean, outcome in ((0.5, "identical"), (0.55, "within its interval"), (0.9, "different")):
+        plant(results, "figure_8", seen.assign(right_mean=mean), **chosen)
+        assert compare(results, reference).figures.set_index("figure")["outcome"]["figure_8"] == outcome
+
+
+def test_a_number_whose_interval_is_not_known_is_outside_where_it_differs(tmp_path):
+    known = pd.DataFrame(dict(curve=["a", "b"], mean=[0.5, 0.4], std=0.1))
+    assert against(known, known, np.nan, tmp_path / "x.csv")["outcome"] == "identical"
+    assert against(known, known.assign(mean=[0.5, 0.41]), np.nan, tmp_path / "x.csv")["outside"] == 1
+
+
 def torn(folder): (folder / "claims.json").write_text('{"figure": "cla', encoding="utf-8")
 def list_for_sidecar(folder): (folder / "claims.json").write_text("[]", encoding="utf-8")
 def no_utf8(folder): (folder / "claims.csv").write_bytes(b"claim,effect\n\xff\xfe,1")
