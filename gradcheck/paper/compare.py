@@ -18,7 +18,7 @@ from ..kinds import Kind, listed
 from .figures import FIGURES
 from ..runs.records import HERE, against, images_of, in_brief, machine_of, models_of, read_claims
 from ..runs.records import other_models, read_numbers, read_sidecar, setting_of, usual_digests
-from ..runs.verdicts import ABSENT, claim_lines, compared_claims
+from ..runs.verdicts import ABSENT, claim_lines, compared_claims, other_verdicts, with_verdicts
 
 # %% ../../nbs/5_paper/13_compare.ipynb #76c8624a
 @dataclass(frozen=True)
@@ -186,7 +186,9 @@ def figure_row(figure, made, tables, results):
     if figure not in made: return row
     if figure not in tables: return row | dict(outcome="without reference")
     m = made[figure]
-    return row | against(tables[figure], m.table, images_of(m.sidecar), located(results) / f"{figure}.csv")
+    path = located(results) / f"{figure}.csv"
+    row |= against(tables[figure], m.table, images_of(m.sidecar), path)
+    return with_verdicts(row, other_verdicts(tables[figure], m.table, path))
 
 # %% ../../nbs/5_paper/13_compare.ipynb #8741f979
 def compare(results="results/laptop", reference=None):

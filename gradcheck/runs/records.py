@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'FIELDS', 'RUN_FIELDS', 'VERDICTS', 'EFFECT', 'CLAIM_COLUMNS', 'ROLES_OF_A_RUN', 'USUAL', 'NO_SETTING',
            'TOLERANCE', 'SHARES', 'SPREADS', 'KEYS', 'HERE', 'read_whole', 'read_sidecar', 'read_numbers',
            'read_claims', 'parts_of', 'models_of', 'machine_of', 'images_of', 'setting_of', 'in_brief', 'digests_of',
-           'usual_digests', 'other_models', 'is_spread', 'spread_of', 'bounds', 'interval', 'keyed', 'matched', 'alike',
+           'usual_digests', 'other_models', 'is_spread', 'spread_of', 'bounds', 'interval', 'matched', 'alike', 'named',
            'outside', 'against']
 
 # %% ../../nbs/4_runs/09_records.ipynb #44134168
@@ -198,10 +198,6 @@ def interval(row):
 KEYS = ("claim", "question", "curve", "run", "variant", "way", "basis", "class", "classifier", "input", "target", "t")
 HERE = " (here)"
 
-def keyed(table, keys):
-    "The table with a column `nth` that tells rows of the same keys apart."
-    return table.assign(nth=table.groupby(keys, dropna=False).cumcount())
-
 def matched(reference, table, path):
     "(both, columns): the reference's rows with those of `table` beside them, and the numeric columns that both have."
     keys = [k for k in KEYS if k in reference and k in table]
@@ -209,7 +205,8 @@ def matched(reference, table, path):
     columns = [c for c in reference if c not in keys and all(c in side for side in numbers)]
     if not keys or not columns:
         raise UserError(f"{str(path)!r} has no column of its reference, another version made it; make it again.")
-    left, right = keyed(reference, keys), keyed(table, keys)
+    # `nth` tells rows of the same keys apart
+    left, right = (t.assign(nth=t.groupby(keys, dropna=False).cumcount()) for t in (reference, table))
     try: both = left.merge(right, "left", [*keys, "nth"], suffixes=("", HERE), indicator="found")
     except ValueError:                                                     # numbers on one side, words on the other
         raise UserError(f"{str(path)!r} and its reference do not have the same columns; make it again.") from None
@@ -220,6 +217,10 @@ def alike(a, b):
     "Which entries of two columns are equal, up to the digits that a reference keeps."
     return np.isclose(a, b, rtol=2e-6, atol=1e-9, equal_nan=True)
 
+def named(both, k):
+    "What names a row, in words."
+    return ", ".join(str(both[key][k]) for key in (*KEYS, "protocol", "reader") if key in both)
+
 def outside(both, columns, images):
     "The numbers here that lie outside the reference's intervals, as sentences, farthest first."
     found = []
@@ -229,9 +230,8 @@ def outside(both, columns, images):
         missed = np.maximum(low - here, here - high) / np.maximum((high - low).abs(), 1e-9)
         missed[missed.isna() & ~alike(both[column], here)] = np.inf     # no interval, or a number on one side only
         for k in np.flatnonzero(missed > 1e-6):
-            name = ", ".join(str(both[key][k]) for key in KEYS if key in both)
             known = f"{both[column][k]:.4g} ({low[k]:.4g} to {high[k]:.4g})"
-            found.append((missed[k], f"{column} of {name}: {here[k]:.4g}, reference {known}"))
+            found.append((missed[k], f"{column} of {named(both, k)}: {here[k]:.4g}, reference {known}"))
     return [sentence for _, sentence in sorted(found, reverse=True)]
 
 # %% ../../nbs/4_runs/09_records.ipynb #7e21a4be

@@ -6,7 +6,7 @@
 __all__ = ['PLAIN', 'ABSENT', 'target_probability', 'similarity', 'recognised', 'weighted', 'weighted_similarity', 'vanished',
            'verdict', 'Claim', 'of_kind', 'decide', 'similarity_T400', 'raw_similarity_T400', 'null_similarity_T400',
            'probability_T400', 'probability', 'compared', 'raw_and_null', 'against_null', 'compared_claims',
-           'claim_lines']
+           'claim_lines', 'other_verdicts', 'with_verdicts']
 
 # %% ../../nbs/4_runs/11_verdicts.ipynb #b29e08c3
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..guidance.gradients import is_nothing
 from .effects import FEW, paired_effect
-from .records import HERE, interval
+from .records import HERE, interval, matched, named
 
 # %% ../../nbs/4_runs/11_verdicts.ipynb #e458a9c0
 def target_probability(run):
@@ -141,3 +141,18 @@ def claim_lines(claims):
         elif before == after: lines.append(f"same     {after:15}{r['claim']}")
         else: lines.append(f"one side {effects}: {r['claim']}")
     return lines
+
+# %% ../../nbs/4_runs/11_verdicts.ipynb #5e0c16a2
+def other_verdicts(reference, table, path):
+    "Of the rows of a figure's table whose `verdict` is another one than in its reference, a sentence each."
+    both, _ = matched(reference, table, path)
+    if "verdict" + HERE not in both: return []
+    pairs = enumerate(zip(both["verdict"], both["verdict" + HERE]))
+    return [f"{here} instead of {known}: {named(both, k)}" for k, (known, here) in pairs if str(known) != str(here)]
+
+def with_verdicts(row, others):
+    "A figure's row of a comparison, with what `other_verdicts` says of it."
+    if not others: return row
+    outcome = "within its interval" if row["outcome"] == "identical" else row["outcome"]
+    said = f"{len(others)} other verdict{'s' if len(others) > 1 else ''} ({'; '.join(others)})"
+    return row | dict(outcome=outcome, note="; ".join(filter(None, [said, row["note"]])))

@@ -160,6 +160,17 @@ def test_a_number_whose_interval_is_not_known_is_outside_where_it_differs(tmp_pa
     assert against(known, known.assign(mean=[0.5, 0.41]), np.nan, tmp_path / "x.csv")["outside"] == 1
 
 
+def test_a_verdict_that_differs_at_equal_numbers_is_not_identical_and_named(results, reference):
+    rows = CLAIMS.drop(columns="beside").assign(protocol="ours", reader=["judge", "guide"])
+    plant(results, "study", rows)
+    write_reference(results, reference)
+    assert set(compare(results, reference).figures["outcome"]) == {"identical"}
+    plant(results, "study", rows.assign(verdict=["holds", "holds"]))
+    row = compare(results, reference).figures.set_index("figure").loc["study"]
+    assert row["outcome"] == "within its interval" and row["outside"] == 0
+    assert row["note"] == "1 other verdict (holds instead of undecided: B raises it, ours, guide)"
+
+
 def torn(folder): (folder / "claims.json").write_text('{"figure": "cla', encoding="utf-8")
 def list_for_sidecar(folder): (folder / "claims.json").write_text("[]", encoding="utf-8")
 def no_utf8(folder): (folder / "claims.csv").write_bytes(b"claim,effect\n\xff\xfe,1")
