@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAPTION', 'OURS', 'T400', 'LOGIT', 'INCEPTION', 'FIGURES', 'NOT_IN_FIGURE_7', 'curves_of', 'in_words', 'colors_of',
-           'figure_specs']
+           'as_asked', 'figure_specs']
 
 # %% ../../nbs/5_paper/06_figures.ipynb #b7d960c0
 from dataclasses import replace
@@ -225,11 +225,16 @@ def in_words(text, preset):
 def colors_of(figure, preset): return {label: c.color for label, c in curves_of(figure, preset).items()}
 
 # %% ../../nbs/5_paper/06_figures.ipynb #0d7ca4a5
+def as_asked(spec, energies):
+    "The scale of a setting for each of some energies: the one that was asked for."
+    return [spec.scale] * len(energies)
+
 def figure_specs(figure, preset, scales=matched_scales, **changes):
     """label -> `RunSpec` of each run of a figure; `changes` replace fields of the specs, where they are not None.
 
     `scales(spec, energies)` may compute pilot runs. Raises `UserError` for an unknown figure, preset or field value."""
     p = get_preset(preset)
+    if changes.get("scale") is not None: scales = as_asked
     guided = replace(p, switches=FIGURES[choose("figure", figure, FIGURES)].switches | p.switches)
     def own(curve): return p if curve.variant == "unguided" else guided
     specs = {

@@ -126,6 +126,7 @@ def preset_for(
     p = with_stabilizer(in_mode(with_models(get_preset(preset), **models), mode), stabilizer)
     p = with_precision(p, precision)
     fields = sizes(p, steps, count, images)
+    if fields.get("steps", p.steps) != p.steps: fields["scales"] = None
     return replace(p, **fields) if fields else p
 
 # %% ../../nbs/5_paper/04_settings.ipynb #b82768ea

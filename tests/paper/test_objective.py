@@ -5,10 +5,14 @@ import torch
 
 from gradcheck.core import UserError
 from gradcheck.paper.figures import FIGURES, figure_specs
+from gradcheck.paper.plan import needed_runs
 from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, figure_bytes, means_in_words
 from gradcheck.paper.plots import means_table, plot_cosines
+from gradcheck.paper.presets import get_preset
+from gradcheck.paper.saved import uncalibrated
 from gradcheck.paper.settings import folder_of, known_scale, preset_for, setting_of, spec_for
 from gradcheck.paper.variants import SCALES, VARIANTS
+from gradcheck.runs.scales import PILOTS
 from gradcheck.runs.specs import PROBE
 
 
@@ -44,6 +48,33 @@ def test_scales_are_known_by_objective():
     assert all(known_scale(p, "robust", v) == PROBE for v in VARIANTS if v not in SCALES["logit"]["robust"] | {
         "unguided": 0
     })
+
+
+def calibrated(figure, preset, **asked): return {spec.where for spec in uncalibrated(figure, preset, **asked)}
+
+
+@pytest.mark.parametrize("figure", ["figure_1", "figure_2", "table_1"])
+def test_a_known_scale_is_used_where_it_was_matched_and_nowhere_else(figure):
+    "For class 0, in the preset's own steps; elsewhere it injects another energy, and pilots find it."
+    p = preset_for("laptop")
+    guided = {s.where for s in figure_specs(figure, p, as_it_is).values()} - {"unguided"}
+    assert calibrated(figure, p) == calibrated(figure, preset_for("laptop", steps=400)) == set()
+    assert calibrated(figure, p, target=2) == calibrated(figure, preset_for("laptop", steps=50)) == guided
+    assert calibrated("figure_4", preset_for("laptop", steps=50)) == set()
+
+
+@pytest.mark.parametrize("scale", [2.0, PROBE])
+def test_a_scale_that_was_asked_for_stays_whatever_it_is(scale):
+    for asked in (dict(), dict(target=2)):
+        assert calibrated("figure_1", preset_for("laptop", steps=50), scale=scale, **asked) == set()
+        assert {s.scale for s in figure_specs("figure_1", "laptop", None, scale=scale, **asked).values()} == {scale}
+
+
+def test_a_plan_counts_the_pilots_of_another_class(own_cache):
+    "Four pilots beside each of the two runs; the number of runs is known before any of them is made."
+    p = get_preset("laptop")
+    assert len(needed_runs("figure_1", p, own_cache)) == 2
+    assert len(needed_runs("figure_1", p, own_cache, target=2)) == 2 + 2 * len(PILOTS)
 
 
 def test_one_logit_is_asked_for_a_yes_whatever_the_figure_follows(tmp_path):
