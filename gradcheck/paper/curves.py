@@ -26,7 +26,10 @@ def table(p, spec, scales): return {"": replace(full(p, spec, scales)[""], count
 
 def respaced(p, spec, scales): return {"": replace(spec, steps=p.sweep_steps, count=p.sweep_count)}
 
-def one_class(p, spec, scales): return {"": at_energy(p, replace(spec, steps=p.sweep_steps, count=p.pictures), scales)}
+def one_class(p, spec, scales):
+    "A few pictures of a class, at the scale that is matched on class 0: one for all classes, as `each_class` has it."
+    few = replace(spec, steps=p.sweep_steps, count=p.pictures)
+    return {"": replace(at_energy(p, replace(few, target=0), scales), target=spec.target)}
 
 # %% ../../nbs/5_paper/05_curves.ipynb #8827548f
 def class_labels(names):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gradcheck.core import UserError
+from gradcheck.paper.curves import class_labels
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.paper.plan import needed_runs
 from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, figure_bytes, means_in_words
@@ -75,6 +76,14 @@ def test_a_plan_counts_the_pilots_of_another_class(own_cache):
     p = get_preset("laptop")
     assert len(needed_runs("figure_1", p, own_cache)) == 2
     assert len(needed_runs("figure_1", p, own_cache, target=2)) == 2 + 2 * len(PILOTS)
+
+
+def test_a_generation_of_figure_7_is_one_of_figure_6_for_every_class():
+    def by_class(spec, energies): return [spec.target + 1.0]
+    sixth = figure_specs("figure_6", "smoke", by_class)
+    for k, name in enumerate(class_labels(next(iter(sixth.values())).classes)):
+        for label, spec in figure_specs("figure_7", "smoke", by_class, target=k).items():
+            assert spec == sixth[f"{label} · {name}"] and spec.target == k and spec.scale == 1
 
 
 def test_one_logit_is_asked_for_a_yes_whatever_the_figure_follows(tmp_path):
