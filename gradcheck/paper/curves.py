@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'MORE_LABELS', 'VARIANT_COLORS', 'at_energy', 'is_matched', 'full', 'table', 'respaced', 'one_class',
-           'class_labels', 'each_class', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid', 'plain',
-           'stabilised', 'more', 'unguided', 'Figure']
+           'class_labels', 'each_class', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid', 'unmodified',
+           'plain', 'stabilised', 'more', 'unguided', 'Figure']
 
 # %% ../../nbs/5_paper/05_curves.ipynb #d7e22223
 from dataclasses import dataclass, field, replace
@@ -93,6 +93,10 @@ def grid(roles, layout):
         for role in roles
         for variant in LABELS
     }
+
+def unmodified(label):
+    "The label in a `grid` of the same classifier's curve without modification."
+    return f"{label.partition(', ')[0]}, {LABELS['plain']}"
 
 def plain(roles): return {ROLES[role][0]: Curve(role, "plain", ROLES[role][1]) for role in roles}
 

@@ -1,11 +1,14 @@
 """What a figure's guidance is the gradient of: the logit in Figures 1 to 3 and Table 1, else the log-probability."""
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from gradcheck.core import UserError
-from gradcheck.paper.curves import class_labels
-from gradcheck.paper.figures import FIGURES, figure_specs
+from gradcheck.paper.curves import class_labels, unmodified
+from gradcheck.paper.figures import FIGURES, curves_of, figure_specs
 from gradcheck.paper.plan import needed_runs
 from gradcheck.paper.plots import ALIKE, BY_ENERGY, cosine_table, figure_bytes, means_in_words
 from gradcheck.paper.plots import means_table, plot_cosines
@@ -15,6 +18,9 @@ from gradcheck.paper.settings import folder_of, known_scale, preset_for, setting
 from gradcheck.paper.variants import SCALES, VARIANTS
 from gradcheck.runs.scales import PILOTS
 from gradcheck.runs.specs import PROBE
+
+
+NOTEBOOKS = Path(__file__).parents[2] / "nbs" / "figures"
 
 
 def as_it_is(spec, energies): return [spec.scale for _ in energies]
@@ -84,6 +90,16 @@ def test_a_generation_of_figure_7_is_one_of_figure_6_for_every_class():
     for k, name in enumerate(class_labels(next(iter(sixth.values())).classes)):
         for label, spec in figure_specs("figure_7", "smoke", by_class, target=k).items():
             assert spec == sixth[f"{label} · {name}"] and spec.target == k and spec.scale == 1
+
+
+@pytest.mark.parametrize("figure", ["figure_6", "table_1"])
+def test_a_stabilizer_with_a_comma_is_held_against_no_modification_too(figure):
+    labels = {*curves_of(figure, preset_for("smoke", stabilizer="adam, beta1=0"))} - {"no guidance"}
+    assert len(labels) == 8 and {unmodified(label) for label in labels} == {
+        "robust, no modification", "non-robust, no modification"
+    } < labels
+    cells = json.loads((NOTEBOOKS / f"{figure}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert any("unmodified(label)" in "".join(c["source"]) for c in cells)
 
 
 def test_one_logit_is_asked_for_a_yes_whatever_the_figure_follows(tmp_path):
