@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'MORE_LABELS', 'VARIANT_COLORS', 'at_energy', 'is_matched', 'full', 'table', 'respaced', 'one_class',
-           'class_labels', 'each_class', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid', 'unmodified',
-           'plain', 'stabilised', 'more', 'unguided', 'Figure']
+           'class_labels', 'each_class', 'along_energy', 'at_equal_energy_and_cost', 'Curve', 'grid', 'features_of',
+           'unmodified', 'plain', 'stabilised', 'more', 'unguided', 'Figure']
 
 # %% ../../nbs/5_paper/05_curves.ipynb #d7e22223
 from dataclasses import dataclass, field, replace
@@ -93,6 +93,12 @@ def grid(roles, layout):
         for role in roles
         for variant in LABELS
     }
+
+def features_of(p):
+    "Whose features the Fréchet distances of a preset compare, in words: a judge's that never guides, or a guide's."
+    guides = {name: ROLES[role][0] for role, name in p.classifiers.items()}
+    if p.reference.judge not in guides: return "judge"
+    return "the guide" if len(guides) == 1 else f"the {guides[p.reference.judge]} guide"
 
 def unmodified(label):
     "The label in a `grid` of the same classifier's curve without modification."

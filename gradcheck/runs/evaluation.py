@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'times_of', 'inputs_at', 'true_classes', 'recognised_rows', 'recognition', 'kept_recognition',
-           'accuracy_by_t', 'Verdicts', 'judge_samples', 'save_judged']
+           'accuracy_by_t', 'Verdicts', 'judge_samples', 'judged_by', 'save_judged']
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #d352cee6
 from dataclasses import asdict, dataclass
@@ -98,6 +98,10 @@ def judge_samples(probabilities):
     return Verdicts((best.values > 0.9).float().mean().item(), tuple((counts / len(probabilities)).tolist()))
 
 # %% ../../nbs/4_runs/06_evaluation.ipynb #6623a5de
+def judged_by(spec):
+    "Whose word the judge's of a run is, for a sentence."
+    return "the independent judge" if spec.judge != spec.classifier else "the guide itself"
+
 def save_judged(result, out):
     "The samples of a run as samples.png in the folder `out`; what the judge says of them, as JSON and in a sentence."
     verdicts, count = judge_samples(result.judge), result.spec.count

@@ -16,11 +16,13 @@ from gradcheck.app.explorer import explore
 from gradcheck.models.checkpoints import save_weights
 from gradcheck.core import UserError
 from gradcheck.paper.presets import get_preset
+from gradcheck.paper.curves import features_of
 from gradcheck.paper.settings import folder_of, in_mode, preset_for, spec_for
 from gradcheck.paper.quirks import DEFAULT_MODE, parse_mode
 from gradcheck.paper.saved import sidecar_of
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.data.images import ImageFolder
+from gradcheck.runs.evaluation import judged_by
 from gradcheck.runs.records import digests_of
 from gradcheck.runs.specs import PROBE
 from gradcheck.data.sources import open_data
@@ -216,6 +218,21 @@ def test_modes():
         in_mode(get_preset("laptop"), "corrected") is get_preset("laptop")
         and preset_for("laptop", mode="start=corrected") is not None
     )
+
+
+def test_words_say_who_judges():
+    "The run's judge and the one whose features a Fréchet distance compares are two: a mode changes the first alone."
+    own = dict(denoiser="laptop/ddpm", classifier="laptop/nonrobust", data="sportballs")
+    two = dict(own, robust="laptop/robust")
+    for given, who, features in (
+        (dict(), "the independent judge", "judge"),
+        (dict(mode="judge=paper"), "the guide itself", "judge"),
+        (own, "the guide itself", "the guide"),
+        (two, "the guide itself", "the non-robust guide"),
+        (dict(two, judge="laptop/judge"), "the independent judge", "judge"),
+    ):
+        p = preset_for("smoke", **given)
+        assert judged_by(spec_for(p, list(p.classifiers)[-1], "plain")) == who and features_of(p) == features
 
 
 def test_every_figure_of_two_classifiers_has_the_paper_curves():
