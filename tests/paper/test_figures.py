@@ -103,6 +103,7 @@ def test_papermill_alone(notebook, tmp_path, shared_cache):
         if o["output_type"] == "stream"
     )
     assert re.search(r"interval [-+]?\d|± \d", said), said                               # a number with its uncertainty
+    if figure == "figure_6": assert FEW in said                             # four images, however many the classes
 
 
 class Links(HTMLParser):
