@@ -174,7 +174,8 @@ def highest(v):
 
 def lower_fid(v, kind):
     def curves(e, w): return e.trade_off[w][0], e.trade_off[w][kind]
-    return lambda e: fid_effect(curves(e, "plain"), curves(e, v))
+    def images(e): return len(e.runs["no guidance, respaced"].samples)
+    return lambda e: fid_effect(curves(e, "plain"), curves(e, v), images(e))
 
 QUALITY = of_kind("Image quality at equal probability", [
     Claim(

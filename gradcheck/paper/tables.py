@@ -8,6 +8,7 @@ __all__ = ['MARKDOWN', 'LATEX', 'WRITTEN', 'TEMPLATES', 'paired', 'resampled', '
 
 # %% ../../nbs/5_paper/08_tables.ipynb #6510dfa7
 import re
+from functools import partial
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -20,14 +21,16 @@ def paired(best, other, sign):
     "How much better `best` is than `other`, both (N,) of the same images, as an `Effect`; `sign` -1: lower is better."
     return paired_effect(sign * best, sign * other)
 
-def resampled(best, other, sign):
-    "The same for two arrays of resamples (R,), the first of which is the sample itself."
-    return resampled_effect(sign * (np.asarray(best) - np.asarray(other)))
+def resampled(best, other, sign, images=None):
+    "The same for two arrays of resamples (R,) of so many `images`, the first of which is the sample itself."
+    return resampled_effect(sign * (np.asarray(best) - np.asarray(other)), images)
 
-def clear_best(column, higher=True, compare=paired):
-    "The label whose values are clearly best in `column` (label -> values per image, or resamples), or None."
+def clear_best(column, higher=True, images=None):
+    """The label whose values are clearly best in `column` (label -> values per image, or, of so many `images`,
+    resamples), or None."""
     sign = 1 if higher else -1
-    value = {label: v[0] if compare is resampled else np.nanmean(v) for label, v in column.items()}
+    compare = partial(resampled, images=images) if images else paired
+    value = {label: v[0] if images else np.nanmean(v) for label, v in column.items()}
     best = max(value, key=lambda label: sign * value[label])
     others = [v for label, v in column.items() if label != best]
     return best if all(verdict(compare(column[best], v, sign)) == "holds" for v in others) else None

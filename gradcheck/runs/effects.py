@@ -49,9 +49,9 @@ def paired_effect(a, b, resamples=2000, seed=0):
     return Effect(d.mean(), interval.low, interval.high, len(d))
 
 # %% ../../nbs/4_runs/08_effects.ipynb #7fb4eee6
-def resampled_effect(values):
-    """The `Effect` of a statistic from its resamples (R,), the first of which is the sample itself: +- 1.96 standard
-    errors. NaN interval if there are too few, or one is not finite."""
+def resampled_effect(values, pairs=None):
+    """The `Effect` of a statistic from its resamples (R,), the first of which is the sample itself, of `pairs` images:
+    +- 1.96 standard errors. NaN interval if there are too few, or one is not finite."""
     known = len(values) > 2 and np.isfinite(values).all()
     half = 1.96 * values[1:].std(ddof=1) if known else np.nan
-    return Effect(values[0], values[0] - half, values[0] + half)
+    return Effect(values[0], values[0] - half, values[0] + half, pairs)

@@ -80,9 +80,9 @@ def gain_at_equal_probability(base, other, grid=21):
     p = np.linspace(*compared_range(base, other), grid)
     return (fid_at(*base, p) - fid_at(*other, p)).mean()
 
-def fid_effect(base, other):
-    """The gain as an `Effect`, from (resamples, K) arrays of probability and FID, the first the sample itself; NaN,
-    which is undecided, where `not_compared` has a sentence about that."""
+def fid_effect(base, other, images=None):
+    """The gain as an `Effect`, from (resamples, K) arrays of probability and FID, the first the sample itself, of so
+    many `images`; NaN, which is undecided, where `not_compared` has a sentence about that."""
     curves = list(zip(zip(*base), zip(*other)))                            # a pair per resample
     if not_compared(*curves[0]): return Effect(np.nan, np.nan, np.nan)
-    return resampled_effect(np.array([gain_at_equal_probability(b, o) for b, o in curves]))
+    return resampled_effect(np.array([gain_at_equal_probability(b, o) for b, o in curves]), images)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.paper.claims import CLAIMS, Evidence
+from gradcheck.paper.claims import CLAIMS, QUALITY, Evidence
 from gradcheck.runs.tradeoff import trade_off
 from gradcheck.runs.verdicts import Claim, decide, target_probability, verdict
 from gradcheck.runs.tradeoff import fid_effect
@@ -148,6 +148,17 @@ def test_planted_fid_difference():
     )
 
 
+def test_an_fid_of_few_images_decides_nothing():
+    "Resamples of four images scatter less than four new ones would, however many they are."
+    p, noise = np.tile([0.3, 0.5, 0.8], (200, 1)), np.random.default_rng(2).normal(0, 0.2, (200, 3))
+    curves = (p, np.array([10, 12, 15]) + noise), (p, np.array([10, 9, 11]) - noise)
+    assert [verdict(fid_effect(*curves, images)) for images in (4, 5, 6, 64)] == ["undecided"] * 2 + ["holds"] * 2
+    assert "so few images" in str(fid_effect(*curves, 5))
+    asked = Evidence(get_preset("smoke"), {"no guidance, respaced": planted_run(0.1)})
+    asked.trade_off = {"plain": (p, curves[0][1], curves[0][1]), "x0_hat": (p, curves[1][1], curves[1][1])}
+    assert QUALITY[0].measure(asked).pairs == IMAGES
+
+
 def test_trade_off_starts_with_the_sample_itself():
     runs = [planted_run(0.5, p, seed) for seed, p in enumerate((0.3, np.linspace(0, 1, IMAGES)))]
     probability, target, whole = trade_off(runs, REAL, resamples=5)
@@ -194,7 +205,8 @@ def test_only_what_is_clearly_best_is_marked():
         and clear_best({"a": a, "b": a + 0.5}, higher=False) == "a"
     )
     assert clear_best({"a": a, "b": a}) is None
-    assert clear_best({"a": np.r_[5, a + 5], "b": np.r_[9, a + 9.0]}, higher=False, compare=resampled) == "a"
+    resamples = {"a": np.r_[5, a + 5], "b": np.r_[9, a + 9.0]}
+    assert [clear_best(resamples, higher=False, images=n) for n in (5, 6)] == [None, "a"]
     header, rows = ["variant", "x̂₀ & p"], [["a_1", "0.5 ± 0.1"], ["b", "–"]]
     assert as_markdown(header, rows, {(0, 1)}).splitlines()[2] == "| a_1 | **0.5 ± 0.1** |"
     tex = as_latex(header, rows, {(0, 1)}, "A 100 % caption")
