@@ -16,7 +16,7 @@ from gradcheck.models.ddpm import GaussianStart
 from gradcheck.models.unet import UNet, UNetConfig
 from gradcheck.paper.presets import get_preset
 from gradcheck.paper.settings import preset_for, spec_for
-from gradcheck.paper.variants import COST, ENERGY, as_costly, cost
+from gradcheck.paper.variants import COST, ENERGY, as_costly, cost, is_cheaper
 from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.paper.saved import figure_runs
 from gradcheck.paper.plan import plan, plan_text
@@ -207,6 +207,8 @@ def test_costs():
         and as_costly(plain, 1e9).steps == 400
         and as_costly(x0_hat, 1).steps == 2
     )
+    long = replace(plain, steps=400)
+    assert not is_cheaper(long, cost(long)) and is_cheaper(long, 300 * COST["x0_hat"])   # which are 550 of its steps
     specs = figure_specs("table_1_appendix", "laptop", scales=nominal)
     assert len(specs) == 1 + 15 * 2
     for label, spec in specs.items():
