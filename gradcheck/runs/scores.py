@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BALLS', 'STATISTICS', 'COMPARED', 'COSINES', 'extractors', 'Reference', 'label_of', 'networks_known',
            'known_reference', 'as_now', 'check_enough', 'references', 'Factors', 'factors_of', 'real_factors',
-           'distances', 'apart', 'factor_scores', 'said_of', 'picture_scores', 'score', 'real_floor']
+           'distances', 'apart', 'factor_scores', 'said_of', 'picture_scores', 'score', 'real_floor', 'no_floor']
 
 # %% ../../nbs/4_runs/07_scores.ipynb #70440e33
 from dataclasses import dataclass
@@ -226,6 +226,12 @@ def real_floor(real, target, count, draws=4):
     if count < 1: raise UserError(f"a floor of {count} images was asked for; give a count of at least 1.")
     known = [*known_reference(real, target), count, draws]
     return derived_row("floor", known, lambda: _floor(real, target, count, draws))
+
+def no_floor(row, count):
+    "Why the `row` of `real_floor` has no distance, a sentence; \"\" where it has one."
+    if np.isfinite(row["FID (judge), target"]): return ""
+    few = f"the data hold back fewer than {count} pictures of this class" if count > 1 else "one image has no distance"
+    return f"No floor: {few}."
 
 def _floor(real, target, count, draws):
     from pandas import DataFrame                                           # slow to import

@@ -28,7 +28,7 @@ from gradcheck.runs.metrics import (
 )
 from gradcheck.pictures import images_to_uint8
 from gradcheck.runs.runs import run
-from gradcheck.runs.scores import real_floor, references, score
+from gradcheck.runs.scores import no_floor, real_floor, references, score
 from gradcheck.data.sources import Real
 from gradcheck.runs.specs import RunSpec
 from gradcheck.data.sportballs import HELD_OUT, SportBalls
@@ -111,6 +111,10 @@ def test_a_floor_is_of_as_many_images_and_holds_them_against_others():
     real = balls(120)
     n = len(references(real, 0)["judge"].held_out["target"])
     pair, one, many = (real_floor(real, 0, count) for count in (n // 2, n // 2 + 1, n + 1))
+    assert no_floor(pair, n // 2) == "" and no_floor(many, n + 1) == (
+        f"No floor: the data hold back fewer than {n + 1} pictures of this class."
+    )
+    assert no_floor(real_floor(real, 0, 1), 1) == "No floor: one image has no distance."
     precision, distance = "precision (judge)", "FID (judge), target"
     assert np.isfinite([pair[precision], pair[distance], one[distance]]).all()
     assert np.isnan([one[precision], one["recall (judge)"]]).all()
