@@ -151,12 +151,12 @@ ALONG_ENERGY = [
 # %% ../../nbs/5_paper/07_claims.ipynb #510db310
 AT_ONE_ENERGY = [
     Claim(
-        text=f"{name} raises the target probability with the non-robust classifier, T = 400",
+        text=f"{name} raises the target probability with the non-robust classifier, in all steps",
         where="abstract",
         statistic="target probability by the judge at one energy, against no modification",
         measure=compared(probability_T400, ("nonrobust", v)),
         beside=at_one_energy(v),
-        short=f"{SHORT[v]}, T = 400",
+        short=f"{SHORT[v]}, in all steps",
     )
     for v, name in TECHNIQUES.items()
 ]

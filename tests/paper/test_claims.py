@@ -1,6 +1,7 @@
 """The claim machinery on planted truth: it must find what is there, not find what is not, and say when it is the other
 way round."""
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gradcheck.paper.settings import spec_for
 from gradcheck.runs.metrics import FID, draws_with_replacement, judge_features, resampled_fid
 from gradcheck.pictures import uint8_to_images
 from gradcheck.runs.runs import RunResult, models
+from gradcheck.runs.records import read_claims
 from gradcheck.runs.scores import references
 from gradcheck.data.sources import Real
 from gradcheck.paper.tables import as_html, as_latex, as_markdown, clear_best, resampled
@@ -175,6 +177,9 @@ def test_trade_off_starts_with_the_sample_itself():
 def test_every_claim_has_a_place_a_statistic_and_a_text_of_its_own():
     assert len({c.text for c in CLAIMS}) == len(CLAIMS) >= 16
     for c in CLAIMS: assert c.where and c.statistic
+    assert not any("T = " in c.text + c.short for c in CLAIMS)               # true in however many steps
+    known = read_claims(Path(__file__).parents[2] / "data" / "reference" / "laptop" / "claims.csv")
+    assert [*known["claim"]] == [c.text for c in CLAIMS] and [*known["short"]] == [c.short for c in CLAIMS]
 
 
 def test_probability_at_equal_energy_is_interpolated_in_what_was_injected():
