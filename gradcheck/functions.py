@@ -55,8 +55,7 @@ LIBRARIES = (
 def check_hidden(folder):
     "`UserError` where a file of a folder hides one of the `LIBRARIES` that gradcheck needs."
     for name in LIBRARIES:
-        file = Path(folder, f"{name}.py")
-        if file.is_file():
+        if (file := Path(folder, f"{name}.py")).is_file():
             raise UserError(f"{str(file)!r} hides the library {name}; rename it, or call from another folder.")
 
 def look_in(folder):
@@ -89,7 +88,6 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 def _found(module, folder):
     "The file of a module of yours, looked up without importing it; None for what is installed, built in, or not there."
-    spec = None
     path = [str(folder), *sys.path]
     parts = module.split(".")
     if parts[0] == "gradcheck": return None
@@ -219,7 +217,12 @@ def _imported(module):
     _forget(file.parent)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
+    before = {spec.name: sys.modules[spec.name]} if spec.name in sys.modules else {}
+    sys.modules[spec.name] = loaded                                        # a dataclass looks up its module there
+    try: spec.loader.exec_module(loaded)
+    finally:
+        sys.modules.pop(spec.name, None)
+        sys.modules.update(before)
     return loaded
 
 # %% ../nbs/02_functions.ipynb #31867273

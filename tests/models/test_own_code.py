@@ -1,5 +1,6 @@
 """Classifiers and stabilizers as people write them: each works, or is one sentence with file and line."""
 
+import sys
 import textwrap
 
 import pytest
@@ -307,6 +308,18 @@ def test_a_stabilizer_by_name(written, text, function, message):
     if message is None: assert len(steps(make_stabilizer(name))) == 4
     else:
         with pytest.raises(UserError, match=message): make_stabilizer(name)
+
+
+def test_a_file_may_define_dataclasses_with_postponed_annotations(tmp_path):
+    "Dataclasses look up their module by its name; whatever had that name before has it afterwards."
+    path = tmp_path / "json.py"
+    path.write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass S:\n"
+                    "    gain: float = 2.0\n    def __call__(self, g): return self.gain * g\n", encoding="utf-8")
+    before = dict(sys.modules)
+    assert make_stabilizer(f"{path}:S")(torch.ones(1, 3, 2, 2)).mean() == 2
+    assert sys.modules["json"] is before["json"]
+    assert "mine" not in sys.modules and make_stabilizer(f"{path.rename(tmp_path / 'mine.py')}:S").name == "S"
+    assert "mine" not in sys.modules
 
 
 def test_a_class_in_the_place_of_an_object():
