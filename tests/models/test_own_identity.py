@@ -1,11 +1,13 @@
 """A classifier or stabilizer of yours is what it computes: whatever it has read, and however it holds it."""
 
+import json
 import os
 import textwrap
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gradcheck.core import UserError
 from gradcheck.functions import code_of
@@ -199,6 +201,60 @@ def test_a_classifier_on_another_device_leaves_the_one_on_the_cpu_where_it_is(wr
     assert {p.device.type for p in here.parameters()} == {"cpu"}
     assert {p.device.type for p in there.parameters()} == {"meta"}
     assert open_classifier(name) is here and open_classifier(name, "meta") is there
+
+
+READER = """
+import json
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+    def forward(self, x): return self.net(x.mean((2, 3)))
+
+def make():
+    net = Net()
+    net.net.load_state_dict(LOAD)
+    return net
+"""
+HERE = 'Path(__file__).with_name("net.pt")'
+SAVES = {
+    "torch.load(HERE)": torch.save,
+    "load_file(HERE)": save_file,
+    "torch.jit.load(HERE).state_dict()": lambda state, path: torch.jit.script(linear(state)).save(path),
+    "{k: torch.tensor(v) for k, v in json.loads(HERE.read_text()).items()}":
+        lambda state, path: path.write_text(json.dumps({k: v.tolist() for k, v in state.items()})),
+}
+
+
+def linear(state):
+    net = torch.nn.Linear(3, 2)
+    net.load_state_dict(state)
+    return net
+
+
+@pytest.mark.parametrize("load", SAVES)
+def test_weights_that_are_read_are_read_again_where_they_have_changed(tmp_path, load):
+    "In the same process, as after a training in the next cell of a notebook."
+    path = tmp_path / "mine.py"
+    path.write_text(READER.replace("LOAD", load.replace("HERE", HERE)))
+    def train(gain):
+        other = tmp_path / "other"
+        SAVES[load]({"weight": torch.full((2, 3), gain), "bias": torch.tensor([0.0, gain])}, other)
+        other.replace(tmp_path / "net.pt")
+    train(1.0)
+    name = f"{path}:make"
+    before, card = built_classifier(name), function_card(name, SHAPE)
+    assert built_classifier(name) is before and function_card(name, SHAPE) is card
+    train(2.0)
+    x = torch.rand(2, *SHAPE)
+    assert torch.allclose(built_classifier(name)(x), 2 * before(x))
+    assert function_card(name, SHAPE)["sha256"] != card["sha256"]
+    train(1.0)
+    assert function_card(name, SHAPE)["sha256"] == card["sha256"]
 
 
 def test_an_edited_module_on_the_path_is_read_again(tmp_path, monkeypatch):
