@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Optional
 
 import torch
@@ -212,6 +213,8 @@ class RunSpec(Composed):
     Raises `UserError` for an unknown name (with the nearest valid one), numbers out of range, and models that do not
     fit together."""
     def __post_init__(self):
+        paths = {role: getattr(self, role) for role in ("denoiser", "classifier", "judge", "robust")}
+        self._set({role: str(path) for role, path in paths.items() if isinstance(path, Path)})
         for kind, names in CHOICES.items(): choose(kind, getattr(self, kind), names)
         make_stabilizer(self.stabilizer)
         self._set(exact_numbers(self))

@@ -24,7 +24,8 @@ from gradcheck.paper.figures import FIGURES, figure_specs
 from gradcheck.data.images import ImageFolder
 from gradcheck.runs.evaluation import judged_by
 from gradcheck.runs.records import digests_of
-from gradcheck.runs.specs import PROBE
+from gradcheck.runs.runs import run
+from gradcheck.runs.specs import PROBE, RunSpec
 from gradcheck.data.sources import open_data
 from gradcheck.core import seeded
 from gradcheck.models.unet import UNet, UNetConfig
@@ -254,6 +255,19 @@ def test_models_are_given_by_name(given, tmp_path):
         with pytest.raises(UserError, match="given as a (Linear|int); give its name: a file, a folder, or MODULE"):
             call(**given)
     assert "give its name" in explore(**given).value
+
+
+def test_paths_are_names_too(mine):
+    "As the texts that JSON keeps of them."
+    names = dict(denoiser="pipeline", classifier="mine.py:make", data="pictures")
+    paths = {role: mine / name for role, name in names.items()}
+    p = preset_for("laptop", **paths, judge=paths["classifier"])
+    assert (p.judge, p.data) == (str(paths["classifier"]), str(paths["data"]))
+    fields = {role: paths.get(role, paths["classifier"]) for role in ("denoiser", "classifier", "judge")}
+    small = dict(steps=2, count=1, start="standard", clip=True)
+    spec = RunSpec(**fields, **small)
+    assert spec == RunSpec(**{role: str(path) for role, path in fields.items()}, **small)
+    assert len(run(spec).samples) == 1
 
 
 def test_folders_and_names_that_are_no_data(tmp_path):
