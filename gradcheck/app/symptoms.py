@@ -146,11 +146,11 @@ def recognised(question):
     spec = question.spec("plain")
     names = {AS_IT_IS: p.classifiers[question.role]}
     if "robust" in p.classifiers: names[ROBUST] = p.classifiers["robust"]
-    data = p.reference.open()
     def make():
         opened = {label: open_classifier(name) for label, name in names.items()}
         return [accuracy_by_t(opened, spec.diffusion, data.held_out, count=SEEN, classes=spec.classes).reset_index()]
     known = known_question(question, SEEN, data_digest(p.data, p.shape[1]), p.shape[0])
+    data = p.reference.open()                                              # of this digest, or newer
     table, = derived_tables("recognition", known, make)
     table = table.set_index("t")
     for label, name in {SAW: "laptop/robust", NEVER_SAW: "laptop/nonrobust"}.items():

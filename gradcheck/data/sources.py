@@ -123,7 +123,7 @@ def named(name, size):
 
 # %% ../../nbs/1_data/04_sources.ipynb #bdfedd5f
 DEPTH = 5            # of CelebA's pictures below their folder
-OPENED = {}          # (name, size) of a data set in a folder -> the digest of its files when it was opened
+OPENED = {}          # (name, size) of data in a folder -> the folder, and the digest of its files when it was opened
 
 def stat_of(path):
     "Size and times of a file or an `os.DirEntry`; None for a link to nothing."
@@ -149,7 +149,10 @@ def stats_digest(root):
 
 def open_data(name, size=64):
     """The data set of a name (see the table above), its images `size` x `size`, its classes mixed; opened once as long
-    as the code of one of yours is the same. `UserError` for a name that is none, or images of another size."""
+    as the files in a folder, or the code of one of yours, are the same. `UserError` for a name that is none, or images
+    of another size."""
+    folder, digest = OPENED.get((name, size), (None, None))
+    if folder is not None and stats_digest(folder) != digest: _opened.cache_clear()
     return _opened(name, size, *code_of(name).values())
 
 @lru_cache(maxsize=4)
@@ -158,7 +161,7 @@ def _opened(name, size, *code):
     if data.canvas != size:
         raise UserError(f"the data set {str(name)!r} has images of {data.canvas} x {data.canvas}, "
                         f"the denoiser makes {size} x {size}; give data of the same size.")
-    if not code and hasattr(data, "root"): OPENED[name, size] = stats_digest(data.root)
+    if not code and hasattr(data, "root"): OPENED[name, size] = data.root, stats_digest(data.root)
     return as_mixed(checked(data, name))
 
 # %% ../../nbs/1_data/04_sources.ipynb #eef43fdd
@@ -183,11 +186,9 @@ class Real:
 
 # %% ../../nbs/1_data/04_sources.ipynb #7776fc6f
 def data_digest(name, size):
-    """A digest of the data set of a name, of images `size` x `size`; None where they come from a function of yours. A
-    folder whose files are others than when it was opened is opened anew from here on."""
+    """A digest of the data set of a name, of images `size` x `size`; None where they come from a function of yours."""
     kind = name.partition(":")[0]
     if not name or kind == "sportballs": return name
     if kind != "celeba" and not located(name).is_dir(): return None
-    digest = stats_digest(open_data(name, size).root)
-    if OPENED.setdefault((name, size), digest) != digest: _opened.cache_clear()
-    return digest
+    open_data(name, size)
+    return OPENED[name, size][1]

@@ -34,11 +34,11 @@ def recognition_of(preset):
     spec = spec_for(p, p.guide_role, "plain")
     classifiers = {role: open_classifier(name, device) for role, name in p.classifiers.items()}
     denoiser = open_denoiser(p.denoiser, device)
-    data = p.reference.open().held_out
     asked = dict(count=p.recognised, device=device, classes=classes_of(p, spec.classifier))
     cards = [spec.card, *(classifier_card(name, p.shape) for name in p.classifiers.values())]
     known = [[card["sha256"], card["config"], card.get("diffusion", {})] for card in cards]
     known += [[*p.classifiers], spec.diffusion.clip, data_digest(p.data, p.shape[1]), p.shape, asked]
+    data = p.reference.open().held_out                                     # of this digest, or newer
     return kept_recognition(known, classifiers, spec.diffusion, data, denoiser, **asked)
 
 # %% ../../nbs/5_paper/07_claims.ipynb #593f1f9d

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from gradcheck.core import UserError, read_meta
 from gradcheck.data import sources
-from gradcheck.data.sources import data_digest
+from gradcheck.data.sources import data_digest, open_data
 from gradcheck.paper import reproduce as reproducing
 from gradcheck.paper import stamps
 from gradcheck.paper.saved import figure_runs
@@ -279,6 +279,24 @@ def test_pictures_in_a_folder_are_looked_at(tmp_path):
     assert after != before
     shutil.copy(path, path.with_name("7.png"))
     assert data_digest(name, 8) not in (before, after)
+
+
+def test_a_folder_is_opened_anew_where_its_pictures_have_changed(tmp_path, monkeypatch):
+    "As where one of its classes was forgotten; as long as nothing changes it is opened once, for one walk more."
+    def paint(name, k):
+        for i in range(3):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 40 * i + k, np.uint8)).save(path)
+    for k, name in enumerate("ab"): paint(name, k)
+    name = str(tmp_path / "pictures")
+    first = open_data(name, 8)
+    walked, digest = [], sources.stats_digest
+    monkeypatch.setattr(sources, "stats_digest", lambda root: walked.append(root) or digest(root))
+    assert open_data(name, 8) is first and len(walked) == 1
+    assert data_digest(name, 8) and len(walked) == 2
+    paint("c", 9)
+    assert open_data(name, 8).label_names == ("a", "b", "c")
 
 
 def test_a_folder_of_pictures_is_walked_once(tmp_path, monkeypatch):
