@@ -99,8 +99,9 @@ class Watched(Seen):
         return images.float(), labels.long()
 
 def own_data(name):
-    "What a function of yours returns, `Watched`; `UserError` for what is no `ImageData`."
+    "What a function of yours returns, `Watched`; `UserError` for what is no `ImageData`, or whose code has no file."
     data = call_function(name, "the data set")
+    source_digest(name)                                    # what has no file may change unseen
     if isinstance(data, ImageData): return Watched(data, name)
     raise UserError(f"the data set {str(name)!r} is a {type(data).__name__}; "
                     "the function must return a gradcheck.data.images.ImageData.")

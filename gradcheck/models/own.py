@@ -20,7 +20,7 @@ from torch import nn
 
 from ..contents import are_as_read, attributes_of, content_of, files_read
 from ..core import UserError, norm, seeded
-from ..functions import call_function, check_unchanged, code_of, told
+from ..functions import call_function, check_unchanged, code_of, source_digest, told
 from .batches import blamed, out_of_memory
 from .classifiers import MOST_CLASSES
 from .networks import Around, answers_by, check_finite, freeze, use_threads
@@ -91,6 +91,7 @@ def _code_now(name):
 def _built(name, code, device):
     # random weights are the same in every process
     with seeded(0), undisturbed(), files_read() as READ[name]: model = call_function(name, "the classifier")
+    if code is None: source_digest(name)                   # says why there is none: what has no file may change unseen
     check_unchanged(name, code)
     with blamed(f"the classifier {name!r} cannot be made ready"): own = made_ready(model, name)
     own.code = code

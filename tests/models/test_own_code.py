@@ -2,14 +2,17 @@
 
 import sys
 import textwrap
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 from gradcheck.core import UserError, image_generators, randn
+from gradcheck.data.sources import open_data
+from gradcheck.data.sportballs import SportBalls
 from gradcheck.guidance.sampling import WHERE, Guidance, guided_steps
-from gradcheck.guidance.stabilizers import Adam, Stabilizer, guarded, make_stabilizer
+from gradcheck.guidance.stabilizers import Adam, Stabilizer, guarded, make_stabilizer, stabilizer_digest
 from gradcheck.models import own
 from gradcheck.models.catalogue import classifier_card, open_classifier
 from gradcheck.models.ddpm import DDPM
@@ -320,6 +323,21 @@ def test_a_file_may_define_dataclasses_with_postponed_annotations(tmp_path):
     assert sys.modules["json"] is before["json"]
     assert "mine" not in sys.modules and make_stabilizer(f"{path.rename(tmp_path / 'mine.py')}:S").name == "S"
     assert "mine" not in sys.modules
+
+
+def test_functions_of_a_notebook_are_refused(monkeypatch):
+    "Its module has no file, so that a change of their code would not be seen."
+    notebook = ModuleType("notebook")
+    notebook.make = lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    notebook.data = lambda: SportBalls(canvas=16, base=8)
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    for use in (
+        lambda: open_classifier("notebook:make"),
+        lambda: function_card("notebook:make", SHAPE),
+        lambda: stabilizer_digest("notebook:make"),
+        lambda: open_data("notebook:data", 16),
+    ):
+        with pytest.raises(UserError, match="no file of the module 'notebook'; give MODULE:FUNCTION or FILE"): use()
 
 
 def test_a_class_in_the_place_of_an_object():
