@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gradcheck.core import UserError
+from gradcheck.core import UserError, seeded
 from gradcheck.functions import code_of
 from gradcheck.guidance import stabilizers
 from gradcheck.guidance.stabilizers import make_stabilizer, stabilizer_digest
 from gradcheck.models import own
 from gradcheck.models.catalogue import open_classifier
+from gradcheck.models.checkpoints import save_weights
+from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.models.own import built_classifier, function_card
 from gradcheck.runs.runs import Local, run
 from gradcheck.runs.specs import RunSpec
@@ -327,6 +329,26 @@ def test_code_that_is_gone_computes_nothing(written, tmp_path):
     (code,) = code_of(steps).values()
     written(STEPS.replace("BY", "4"))
     with pytest.raises(UserError, match="has changed since its setting was made"): make_stabilizer(steps, code)
+
+
+@pytest.mark.parametrize("guide", ["a file", "a function that reads it"])
+def test_weights_that_are_gone_compute_nothing(tmp_path, own_cache, guide):
+    "Trained again between a setting and its run: their pictures are not those of the setting's key."
+    weights, code = tmp_path / "net.safetensors", tmp_path / "mine.py"
+    code.write_text("from gradcheck.models.checkpoints import load_classifier\n"
+                    f"def make(): return load_classifier({str(weights)!r})\n")
+    setting = dict(classifier=str(weights) if guide == "a file" else f"{code}:make", judge=None, steps=2, count=1)
+    def train(seed):
+        with seeded(seed): save_weights(MobileNetV3Small(4, 64), weights, {})
+    train(0)
+    spec = RunSpec(**setting)
+    assert spec.key
+    train(1)
+    with pytest.raises(UserError, match="' has changed since its setting was made; make the setting again"): run(spec)
+    again = RunSpec(**setting)
+    assert again.key != spec.key and len(run(again).samples) == 1
+    train(2)
+    assert len(run(again, cache=tmp_path / "other").samples) == 1           # what is in memory is what the key says
 
 
 ODD = {
