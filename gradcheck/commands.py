@@ -126,7 +126,8 @@ def save_sample(result, out):
     )
     write_json(out / "run.json", summary)
     start = "the matched start" if spec.start == "matched" else "the standard start N(0, I)"
-    judged = f"{judge:.2f} by the independent judge" if spec.judge != spec.classifier else "no independent judge"
+    alone = spec.digests["judge"] == spec.digests["classifier"]            # however they are named
+    judged = "no independent judge" if alone else f"{judge:.2f} by the independent judge"
     return f"from {start}; {lacking}probability of the target {guide:.2f} by the guide, {judged}"
 
 # %% ../nbs/97_commands.ipynb #e400b3a0

@@ -52,8 +52,9 @@ class Question:
 
     @property
     def judged(self):
-        "Is there a judge that does not guide?"
-        return self.preset.judge not in (None, self.preset.classifiers[self.role])
+        "Is there a judge that does not guide, by whatever name?"
+        digests = self.spec("plain").digests
+        return digests["judge"] != digests["classifier"]
 
     def spec(self, way, **changes):
         "The `RunSpec` of a way (of `VARIANTS`) to guide; `changes` override its fields."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANGLE', 'LIKELIHOODS', 'MEANS', 'check_count', 'named', 'monte_carlo', 'interpolation', 'cut_out', 'changed',
-           'augmented', 'polyak', 'cone', 'in_cone', 'ascended', 'best_of', 'places', 'check_two', 'check_place',
-           'check_sphere', 'check_objective', 'check_control', 'check_ways']
+           'augmented', 'polyak', 'cone', 'in_cone', 'ascended', 'best_of', 'places', 'check_other', 'check_two',
+           'check_place', 'check_sphere', 'check_objective', 'check_control', 'check_ways']
 
 # %% ../../nbs/3_guidance/07_ways.ipynb #bff58403
 import math
@@ -158,11 +158,15 @@ def places(where):
 LIKELIHOODS = ("log_probability", "binary", "multilabel")
 MEANS = ("x0_hat_mean", "x0_hat_mean_4")
 
-def check_two(spec):
-    "`UserError` unless a setting has as many classifiers as its `where` takes."
-    if spec.robust is not None and spec.robust == spec.classifier:
+def check_other(spec, same):
+    "`UserError` where the robust classifier of a setting is the `same` as the one that guides."
+    if same:
         raise UserError(f"the robust classifier is the guide itself ({spec.robust!r}), so nothing would be turned; "
                         "give another one, or where x_t or x0_hat.")
+
+def check_two(spec):
+    "`UserError` unless a setting has as many classifiers as its `where` takes."
+    check_other(spec, spec.robust is not None and spec.robust == spec.classifier)
     if spec.where.endswith("_cone") == (spec.robust is not None): return
     if spec.robust is None:
         raise UserError(f"where {spec.where!r} takes two classifiers; give the robust one beside the guide (--robust).")

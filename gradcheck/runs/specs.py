@@ -24,7 +24,7 @@ from ..guidance.objectives import OBJECTIVES
 from ..guidance.samplers import DDIM, HalfPrecision, MeanShift, Spherical
 from ..guidance.sampling import WHERE, Ancestral, Guidance, Interval
 from ..guidance.stabilizers import make_stabilizer, stabilizer_digest
-from ..guidance.ways import check_objective, check_ways, places
+from ..guidance.ways import check_objective, check_other, check_ways, places
 from ..kinds import check_range, number
 from ..models.catalogue import class_names, classifier_card, denoiser_card, start_card
 from ..models.ddpm import DDPM
@@ -224,6 +224,7 @@ class RunSpec(Composed):
         check_same_classes((self.classifier, self.judge), self.shape)
         if self.robust is not None:
             check_same_classes((self.classifier, self.robust), self.shape, "the robust classifier")
+            check_other(self, self.cards["robust"]["sha256"] == self.cards["classifier"]["sha256"])
         check_logits(self)
         self._set({"target": parse_target(self.target, class_names(classifier_card(self.classifier, self.shape)))})
         if self.start == "matched": start_card(self.denoiser)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gradcheck.app.trials import question_of
 from gradcheck.core import UserError, seeded
 from gradcheck.functions import code_of
 from gradcheck.guidance import stabilizers
 from gradcheck.guidance.stabilizers import make_stabilizer, stabilizer_digest
 from gradcheck.models import own
 from gradcheck.models.catalogue import open_classifier
+from gradcheck.models.cards import WEIGHTS
 from gradcheck.models.checkpoints import save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.models.own import built_classifier, function_card
@@ -349,6 +352,21 @@ def test_weights_that_are_gone_compute_nothing(tmp_path, own_cache, guide):
     assert again.key != spec.key and len(run(again).samples) == 1
     train(2)
     assert len(run(again, cache=tmp_path / "other").samples) == 1           # what is in memory is what the key says
+
+
+def test_the_guide_by_another_name_is_no_judge(tmp_path, cli, own_cache):
+    "Nor is it a robust classifier that turns its own gradient."
+    weights = WEIGHTS / "laptop" / "nonrobust.safetensors"
+    for suffix in (".safetensors", ".json"): shutil.copy(weights.with_suffix(suffix), tmp_path / f"copy{suffix}")
+    copy = str(tmp_path / "copy.safetensors")
+    models = dict(denoiser="laptop/ddpm", classifier="laptop/nonrobust")
+    assert not question_of(**models, judge=copy).judged and not question_of(**models).judged
+    assert question_of(**models, judge="laptop/judge").judged
+    small = ("--steps", 2, "--count", 1, "--out", tmp_path / "out", "--device", "cpu")
+    code, out, _ = cli("sample", "--classifier", "nonrobust", "--judge", copy, *small)
+    assert code == 0 and "no independent judge" in out
+    with pytest.raises(UserError, match="robust classifier is the guide itself"):
+        RunSpec(classifier="laptop/nonrobust", robust=copy, where="x_t_cone")
 
 
 ODD = {
