@@ -47,8 +47,11 @@ def get_dataset(name, **options):
 def checked(data, name):
     """`data`, if it holds images to train on and images held out, which every score needs; else a `UserError`,
     before any work is done."""
-    for what, part in (("images", data), ("held-out images", getattr(data, "held_out", None))):
-        if part is not None and not len(part):
+    if getattr(data, "held_out", None) is None:
+        raise UserError(f"the data set {str(name)!r} has no held_out; give the images that are held out, as part makes "
+                        "them of indices.")
+    for what, part in (("images", data), ("held-out images", data.held_out)):
+        if not len(part):
             raise UserError(f"the data set {str(name)!r} has no {what}; give more pictures.")
     return data
 
@@ -86,8 +89,11 @@ class Watched(Seen):
 
     @property
     def held_out(self):
-        if getattr(self.data, "held_out", None) is None: return None
-        return Watched(self.data.held_out, self.name)
+        held = getattr(self.data, "held_out", None)
+        if held is None: return None
+        if isinstance(held, ImageData): return Watched(held, self.name)
+        raise UserError(f"held_out of the data set {str(self.name)!r} is a {type(held).__name__}; give an ImageData, "
+                        "as part makes it of indices.")
 
     def batch(self, i):
         try: images, labels = super().batch(i)

@@ -63,3 +63,14 @@ def test_what_can_be_read_as_it_was_meant_is(mine, returned):
         images, labels = part.batch(np.arange(2))
         assert images.dtype == torch.float32 and labels.dtype == torch.int64
         assert labels.tolist() == [0, 1] and images.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("held, message", [
+    ("None", "mine.py:Mine' has no held_out; give the images that are held out"),
+    ("[1, 2]", "held_out of the data set .*mine.py:Mine' is a list; give an ImageData"),
+    ("self.part(np.arange(0))", "has no held-out images"),
+])
+def test_what_is_held_out_is_looked_at(tmp_path, held, message):
+    text = OWN.replace("...", "x, y").replace("self.part(np.arange(4))", held)
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message): open_data(f"{tmp_path}/mine.py:Mine", 16)
