@@ -110,12 +110,11 @@ class Lens:
 
 # %% ../../nbs/3_guidance/05_microscope.ipynb #3f62a8e1
 class Memory:
-    "What has to be kept of a lens from step to step."
-    def __init__(self, lens, lag):
+    "What has to be kept of a lens from step to step, each of which spans `stride` time steps."
+    def __init__(self, lens, lag, stride=1):
         self.lens = lens
         self.past = deque(maxlen=lag)                                        # guidance of the last steps (N, C, H, W)
-        self.here = make_stabilizer(lens.stabilizer)
-        self.beside = make_stabilizer(lens.stabilizer)
+        self.here, self.beside = (make_stabilizer(lens.stabilizer).spanning(stride) for _ in range(2))
 
     def cosines(self, g):
         """Cosine to the previous step, and to `lag` steps before; NaN where there is none yet. Then `g` (N, ...) is the
@@ -189,7 +188,8 @@ def magnify(
     an unknown name or fewer than 2 repeats."""
     from pandas import concat                                              # slow to import
     choose("reference lens", reference, lenses)
-    memories = {name: Memory(lens, lag) for name, lens in lenses.items()}
+    stride = ddpm.T / len(ddpm.timesteps(steps))
+    memories = {name: Memory(lens, lag, stride) for name, lens in lenses.items()}
     views = dict.fromkeys(lens.raw for lens in lenses.values())
     steps = ddpm.T if steps is None else steps
     micro_batch = MicroBatch()

@@ -9,6 +9,7 @@ __all__ = ['STABILIZERS', 'Stabilizer', 'value_of', 'check_values', 'Adam', 'Res
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #c67ce72d
 import hashlib
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 
@@ -22,16 +23,19 @@ from ..models.batches import blamed
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #8eb73e67
 class Stabilizer:
     """Base: passes the gradient `g` (N, C, H, W) on as it is. Subclasses override `__call__`, and `reset` if they have
-    a state."""
+    a state; decays that are meant for steps of one time step each are named in `rescaled`."""
+    rescaled = ()
+    name = property(lambda self: type(self).__name__)
     def reset(self): pass
     def __call__(self, g): return g
 
     def spanning(self, stride):
-        "The same for sampling steps that each span `stride` of the T time steps."
-        return self
-
-    @property
-    def name(self): return type(self).__name__
+        "The same for sampling steps that each span `stride` of the T time steps, without a past where it differs."
+        if not self.rescaled: return self
+        made = copy(self)
+        for decay in self.rescaled: setattr(made, decay, getattr(made, decay) ** stride)
+        made.reset()
+        return made
 
 def _state(state, g, start):
     "The state, or its start value at the first call; a batch of another shape needs a `reset` first."
@@ -87,8 +91,7 @@ class Adam(Stabilizer):
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #0721f59f
 class RescaledAdam(Adam):
     "`Adam` whose memory is meant for steps of one time step each, and is rescaled where a step spans more."
-    def spanning(self, stride):
-        return Adam(self.beta1**stride, self.beta2**stride, self.eps, self.bias_correction)
+    rescaled = ("beta1", "beta2")
 
 # %% ../../nbs/3_guidance/01_stabilizers.ipynb #511611d7
 @dataclass
@@ -108,7 +111,7 @@ class EMA(Stabilizer):
 
 class RescaledEMA(EMA):
     "`EMA` whose memory is meant for steps of one time step each, and is rescaled where a step spans more."
-    def spanning(self, stride): return EMA(self.decay**stride)
+    rescaled = ("decay",)
 
 def raised(g):
     "Gradients (N, ...), times 2**80 where they are so small that their squares would be nothing."
@@ -166,8 +169,10 @@ class Guarded(Stabilizer):
     real numbers, finite where the gradient is."""
     def __init__(self, made): self.made = made
 
-    @property
-    def name(self): return getattr(self.made, "__name__", type(self.made).__name__)
+    name = property(lambda self: getattr(self.made, "__name__", type(self.made).__name__))
+
+    def spanning(self, stride):
+        return guarded(self._attempt(getattr(self.made, "spanning", lambda _: self.made), stride))
 
     def reset(self): self._attempt(getattr(self.made, "reset", lambda: None))
 
@@ -235,4 +240,5 @@ def stabilizer_digest(name):
     held = content_of(getattr(getattr(made, "made", made), "__dict__", {}))
     first, second = responses_of(made), responses_of(another)
     told = f"{name.rpartition(':')[2]}\n{code}\n{first if first == second else ''}"
+    if isinstance(made, Guarded) and getattr(made.spanning(2.0), "made", None) is not made.made: told += " spanning"
     return hashlib.sha256(told.encode() + held).hexdigest()

@@ -325,6 +325,17 @@ def test_lagged_cosines_by_hand():
     for k in (2, 3): assert torch.equal(rows[k]["cosine_lag"], cosine(g[k], g[k - 2]))
 
 
+def test_a_memory_is_rescaled_to_what_a_step_spans(world):
+    "As in runs: steps of a quarter of the diffusion are seen with the memory that they have there."
+    lenses, *_, look = world
+    adam = {name: Lens(lenses["robust"].classifier, "x_t", name) for name in ("adam", "adam_rescaled")}
+    table = look(lenses={"robust": lenses["robust"]} | adam, steps=4, repeats=2)
+    last = table[table["step"] == 3].groupby("lens")["cosine"].mean()
+    assert last["adam"] != last["adam_rescaled"]
+    assert Memory(adam["adam_rescaled"], 2, stride=8).here.beta1 == 0.9**8
+    with pytest.raises(UserError, match="sampling steps"): look(steps=0)
+
+
 def test_unknown_names(world):
     lenses, *_, look = world
     with pytest.raises(UserError, match="robust"): look(reference="robast")

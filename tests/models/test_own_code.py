@@ -340,6 +340,21 @@ def test_functions_of_a_notebook_are_refused(monkeypatch):
         with pytest.raises(UserError, match="no file of the module 'notebook'; give MODULE:FUNCTION or FILE"): use()
 
 
+@pytest.mark.parametrize("text", [
+    "from gradcheck.guidance.stabilizers import RescaledAdam\nclass S(RescaledAdam):\n"
+    "    def __init__(self): super().__init__(beta1=0.5)\n    def __call__(self, g): return 2 * super().__call__(g)",
+    "class S:\n    beta1 = 0.5\n    def __call__(self, g): return self.beta1 * g\n"
+    "    def spanning(self, stride):\n        made = S()\n        made.beta1 **= stride\n        return made",
+])
+def test_a_stabilizer_of_yours_is_told_how_much_a_step_spans(written, text):
+    made = make_stabilizer(written(text, "S")).spanning(8.0)
+    assert made.made.beta1 == 0.5**8 and type(made.made).__name__ == "S"
+    g = torch.ones(1, 3, 2, 2)
+    assert torch.equal(made(g), made.made.__class__.__call__(make_stabilizer(written(text, "S")).spanning(8).made, g))
+    plain = make_stabilizer(written("class S:\n    def __call__(self, g): return g", "S"))
+    assert torch.equal(plain.spanning(8)(g), g)
+
+
 def test_a_class_in_the_place_of_an_object():
     with pytest.raises(UserError, match="give an object"): guarded(Adam)
 
