@@ -105,14 +105,11 @@ def weights_of(model):
 def made_ready(model, name):
     "A module, as a function called `name` returned it, as a frozen `Own`; `UserError` for others, or without weights."
     if not isinstance(model, nn.Module):
-        raise UserError(
-            f"the classifier {name!r} is a {type(model).__name__}; the function must return a torch.nn.Module."
-        )
+        raise UserError(f"the classifier {name!r} is a {type(model).__name__}; the function must return a "
+                        "torch.nn.Module.")
     if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
-        raise UserError(
-            f"the classifier {name!r} has lazy layers without a shape yet; call it once on an image before you return "
-            "it."
-        )
+        raise UserError(f"the classifier {name!r} has lazy layers without a shape yet; call it once on an image before "
+                        "you return it.")
     tensors = [*model.parameters(), *model.buffers()]
     if any(v.is_meta for v in tensors):
         raise UserError(f"the classifier {name!r} is on torch's meta device, without weights; load them first.")

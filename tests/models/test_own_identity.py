@@ -16,8 +16,8 @@ from gradcheck.functions import code_of
 from gradcheck.guidance import stabilizers
 from gradcheck.guidance.stabilizers import make_stabilizer, stabilizer_digest
 from gradcheck.models import own
-from gradcheck.models.catalogue import open_classifier
 from gradcheck.models.cards import WEIGHTS
+from gradcheck.models.catalogue import open_classifier
 from gradcheck.models.checkpoints import save_weights
 from gradcheck.models.classifiers import MobileNetV3Small
 from gradcheck.models.own import built_classifier, function_card
