@@ -22,7 +22,7 @@ from .stabilizers import Stabilizer, guarded
 from ..kinds import COUNT, Kind, at_least, of_kind
 from ..models.batches import as_micro_batch, tiled
 from ..models.ddpm import VARIANCES, predict
-from ..models.networks import gradient_back, gradient_of
+from ..models.networks import check_mode, gradient_back, gradient_of
 
 # %% ../../nbs/3_guidance/03_sampling.ipynb #7476e1be
 def at_x_t(ddpm, denoiser, x_t, t, value):
@@ -225,9 +225,9 @@ def guided_steps(
     fresh noise in between (recurrence: Bansal et al. 2023, Yu et al. 2023).
 
     Raises `NonFiniteGradient` with the step, the image and the setting, `NonFinite` for such a state; `UserError` if
-    there are more `steps` than T, or what was given cannot be sampled with.
-    """
+    there are more `steps` than T, or what was given cannot be sampled with."""
     check_parts(guidance, x_T, sampler)
+    for what, model in (("denoiser", denoiser), ("classifier", guidance.classifier)): check_mode(model, what)
     guidance.reset(own_seeds(generator, len(x_T)))
     micro_batch = as_micro_batch(micro_batch)
     x_t = x_T.contiguous(memory_format=torch.channels_last)

@@ -91,6 +91,7 @@ class Parameterizations(Forward):
         abar = self.abar_at(t, x_t)
         if prediction == "sample": return output
         if prediction == "epsilon": return (x_t - (1 - abar).sqrt() * output) / abar.sqrt()
+        choose("prediction of a denoiser", prediction, ("epsilon", "sample", "v_prediction"))
         return abar.sqrt() * x_t - (1 - abar).sqrt() * output
 
     def eps_from(self, x_t, t, x0):

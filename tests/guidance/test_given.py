@@ -132,6 +132,10 @@ def test_an_interval_that_holds_nothing(args):
     (dict(x=torch.full((2, 3, 4, 4), NAN)), "x_T holds NaN"),
     (dict(guidance=Logits()), r"guidance is Logits\("),
     (dict(guidance=0), "guidance is 0"),
+    (dict(denoiser=Net("eps")), "unknown prediction of a denoiser 'eps'; choose one of epsilon, sample, v_prediction"),
+    (dict(guidance=Guidance(torch.nn.BatchNorm2d(3), 0)), r"classifier is in training mode; call its eval\(\)"),
+    (dict(guidance=Guidance(torch.nn.Sequential(torch.nn.Dropout(0.1)), 0)), "classifier is in training mode"),
+    (dict(denoiser=torch.nn.Sequential(Net(), torch.nn.Dropout(0.1))), "denoiser is in training mode"),
 ])
 def test_what_cannot_be_sampled_with(given, sentence):
     with pytest.raises(UserError, match=sentence): sampled(**given)
