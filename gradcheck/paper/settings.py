@@ -20,7 +20,7 @@ from ..data.classes import class_in_data, listing, parse_target
 from ..guidance.objectives import OBJECTIVES
 from ..guidance.stabilizers import make_stabilizer
 from ..kinds import number
-from ..models.catalogue import class_names, classifier_card, has_start
+from ..models.catalogue import class_names, classifier_card, denoiser_card, has_start
 from ..models.networks import PRECISIONS
 from .presets import get_preset
 from .quirks import DEFAULT_MODE, check_heard, in_mode, parse_mode
@@ -238,8 +238,10 @@ def spec_for(preset, classifier, variant, /, **changes):
     p = get_preset(preset)
     check_bundled(p)
     spec = fields_of(p, classifier, variant)
-    if classifier_card(spec["classifier"], p.shape)["config"]["classes"] == 1: spec["objective"] = "binary"
     spec |= {k: v for k, v in changes.items() if v is not None}
+    shape = denoiser_card(spec["denoiser"])["shape"]
+    if changes.get("objective") is None and classifier_card(spec["classifier"], shape)["config"]["classes"] == 1:
+        spec["objective"] = "binary"
     objective = choose("objective", spec.get("objective", RunSpec.objective), OBJECTIVES)
     scale = known_scale(p, classifier, variant, objective)
     return RunSpec(**{"scale": scale} | spec)

@@ -110,6 +110,8 @@ def test_one_logit_is_asked_for_a_yes_whatever_the_figure_follows(tmp_path):
     assert {s.objective for s in figure_specs("figure_1", p, as_it_is).values()} == {"binary"}
     with pytest.raises(UserError, match="does not fit a classifier with 1 logit"):
         figure_specs("figure_1", p, as_it_is, objective="logit")
+    one = p.classifiers["own"]
+    assert spec_for("laptop", "nonrobust", "plain", classifier=one, judge=one).objective == "binary"
 
 
 @pytest.mark.parametrize("figure, objective, message", [
