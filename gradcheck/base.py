@@ -166,12 +166,13 @@ def command_file(name):
     return Path(name).resolve() if Path(name).exists() else (command_folder() / name).resolve()
 
 def absolute(name):
-    "The same name with its path made absolute, for a process that works in another folder."
+    "The same name with its path made absolute, for a process that works in another folder; what is drawn has none."
     head, _, tail = str(name).rpartition(":")
+    if str(name).partition(":")[0] == "sportballs": return str(name)
     if Path(name).exists(): return str(Path(name).resolve())
     if head.endswith(".py"): return f"{Path(head).resolve()}:{tail}"
-    if head.startswith("celeba:"): return f"celeba:{Path(head.removeprefix('celeba:')).resolve()}:{tail}"
-    if head == "celeba" and Path(tail).is_dir(): return f"celeba:{Path(tail).resolve()}"
+    if head.startswith("celeba:"): return f"celeba:{located(head.removeprefix('celeba:')).resolve()}:{tail}"
+    if head == "celeba" and located(tail).is_dir(): return f"celeba:{located(tail).resolve()}"
     return str(name)
 
 # %% ../nbs/00_base.ipynb #4e9b2a87

@@ -19,7 +19,7 @@ import typer
 from .base import UserError, choose, make_folder, switched_on, write_json
 from .commands import Stopped, app, engine_for, say_notes, unforeseen
 from .diagnosing import diagnose
-from .functions import look_in
+from .functions import is_function, look_in
 from .options import Checkpointing, Denoiser, Device, Memory, Precision, check_given
 from .measures import evaluate
 from .streams import prepare_streams, say, unsaid
@@ -86,7 +86,8 @@ def reproduce(
         from gradcheck.models.authors import with_authors
         own = with_authors(authors, own)
         mode = mode or "paper"
-    own = {name: absolute(value) for name, value in own.items() if value}
+    own = {name: value for name, value in own.items() if value}
+    own |= {name: absolute(value) for name, value in own.items() if name != "stabilizer" or is_function(value)}
     params = parse_params(param, own | dict(mode=mode, precision=precision))
     if full:
         from gradcheck.paper.full import check_full

@@ -241,3 +241,19 @@ def test_absolute_names(tmp_path, monkeypatch):
         and absolute("celeba:mini:Male") == f"celeba:{tmp_path}/mini:Male"
     )
     assert absolute("mini") == f"{tmp_path}/mini" and absolute("sportballs:coupled") == "sportballs:coupled"
+    (tmp_path / "sportballs").mkdir()
+    assert absolute("sportballs") == "sportballs"
+    (tmp_path / "settings.ini").write_text("")
+    for name in ("nbs", "within"): (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "within")                                  # as diagnose finds the project's pictures
+    assert absolute("celeba:mini:Male") == f"celeba:{tmp_path}/mini:Male"
+    assert absolute("celeba:mini") == f"celeba:{tmp_path}/mini"
+
+
+def test_a_stabilizer_of_ours_is_no_folder_beside_it(tmp_path, monkeypatch, cli):
+    root = Path(__file__).parents[1]
+    for module in ("plan", "reproduce"): monkeypatch.setattr(f"gradcheck.paper.{module}.project_root", lambda: root)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adam").mkdir()
+    code, _, err = cli("reproduce", "figure_2", "--preset", "smoke", "--stabilizer", "adam", "--plan")
+    assert code == 0 and not err
