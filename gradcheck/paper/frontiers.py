@@ -86,19 +86,20 @@ def known_frontiers():
     return known_at(reference_folder("frontiers") / "frontiers.json", "the frontiers")
 
 def matched(outcomes, costs, by):
-    """The outcomes of each way in as many steps as `MATCHES` says, in those cells that most ways have; of those ways
-    that have them all."""
+    """The outcomes of each way in as many steps as `MATCHES` says, in those cells, at those energies, that most ways
+    have; of those ways that have them all."""
     steps = outcomes["variant"].map(costs.set_index("variant")[MATCHES[by]])
     mine = outcomes[outcomes["steps"] == steps]
-    ways = mine.groupby(["replicate", "target"])["variant"].transform("nunique")
-    usual = mine[2 * ways > mine["variant"].nunique()]
-    cells = (100 * usual["replicate"] + usual["target"]).groupby(usual["variant"]).transform("nunique")
-    return usual[cells == cells.max()].reset_index(drop=True)
+    points = mine.groupby(["replicate", "target", "energy"])
+    mine = mine.assign(point=points.ngroup(), ways=points["variant"].transform("nunique"))
+    usual = mine[2 * mine["ways"] > mine["variant"].nunique()]
+    has = usual.groupby("variant")["point"].transform("nunique")
+    return usual[has == has.max()][[*outcomes]].reset_index(drop=True)
 
 def said_of_lacking(outcomes, kept):
-    "A sentence on the ways that are not among what is `kept`, since cells of theirs are missing; empty if none is."
+    "A sentence on the ways that are not among what is `kept`, since some of theirs is missing; empty if none is."
     lost = [way for way in outcomes["variant"].unique() if way not in {*kept["variant"]}]
-    return f"Left out, since they have not all cells: {'; '.join(lost)}." if lost else ""
+    return f"Left out, since they lost a cell, or an energy of one: {'; '.join(lost)}." if lost else ""
 
 # %% ../../nbs/5_paper/27_frontiers.ipynb #ae5c48f9
 MEASURES = ("judge", "oracle", "near", "whole")         # two words on the target, two on the picture: more is better

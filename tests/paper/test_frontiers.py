@@ -97,8 +97,19 @@ def test_a_way_that_has_more_or_fewer_cells_takes_no_other_with_it():
     assert {*matched(pd.concat([outcomes, more]), costs, "energy")["replicate"]} == {*outcomes["replicate"]}
     kept = matched(fewer, costs, "energy")
     assert {*kept["variant"]} == {*FEW} - {"adam"}
-    assert said_of_lacking(fewer, kept) == "Left out, since they have not all cells: adam."
+    assert said_of_lacking(fewer, kept) == "Left out, since they lost a cell, or an energy of one: adam."
     assert said_of_lacking(outcomes, outcomes) == ""
+
+
+def test_a_way_that_lost_an_energy_of_a_cell_is_left_out():
+    "Its weaker energies do not stand for the strongest."
+    outcomes, costs = world({})
+    cell = (outcomes["variant"] == "adam") & (outcomes["replicate"] == 1) & (outcomes["target"] == 2)
+    lost = outcomes[~(cell & (outcomes["energy"] == 100.0))]
+    for by in ("energy", "cost"):
+        kept = matched(lost, costs, by)
+        assert {*kept["variant"]} == {*FEW} - {"adam"} and {*kept["energy"]} == {*outcomes["energy"]}
+        assert "an energy of one: adam." in said_of_lacking(lost, kept)
 
 
 @pytest.mark.parametrize("harm", [
