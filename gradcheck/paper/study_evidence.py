@@ -22,13 +22,15 @@ CELL = ("protocol", "kind", "replicate", "target", "variant")              # col
 CLASSIFIER = [*CELL[:3]]
 
 def lacking(table):
-    "(protocol, kind, replicate) -> the first way and class of which a table has no row, where others of its kind have."
+    """(protocol, kind, replicate) -> the first way and class, and energy where a table has energies, of which it has no
+    row, where others of its kind have."""
     if not len(table): return {}
-    found, cells = {}, table[[*CLASSIFIER, "variant", "target"]].drop_duplicates()
+    names = [name for name in ("variant", "target", "energy") if name in table]
+    found, cells = {}, table[[*CLASSIFIER, *names]].drop_duplicates()
     for (protocol, kind), mine in cells.groupby(["protocol", "kind"]):
-        wanted = {*product(mine["variant"].unique(), mine["target"].unique())}
+        wanted = {*product(*(mine[name].unique() for name in names))}
         for replicate, rows in mine.groupby("replicate"):
-            missing = wanted - {*zip(rows["variant"], rows["target"])}
+            missing = wanted - {*zip(*(rows[name] for name in names))}
             if missing: found[protocol, kind, replicate] = min(missing)
     return found
 
@@ -38,12 +40,13 @@ def complete(table, lost=None):
     return table[~pd.MultiIndex.from_frame(table[CLASSIFIER]).isin([*lost])] if lost and len(table) else table
 
 def without_lost(*tables):
-    "The rows of tables of a study without the classifiers that lack a cell in one of them, which a warning names."
+    "The rows of tables of a study without the classifiers that lack a cell or an energy in one; a warning names these."
     lost = {}
     for table in tables: lost = lacking(table) | lost
-    for (protocol, kind, replicate), (way, target) in lost.items():
+    for (protocol, kind, replicate), (way, target, *energy) in lost.items():
+        at = "".join(f" at the energy {e:g}" for e in energy)
         warnings.warn(f"{kind} classifier {replicate} is left out of the verdicts under the protocol {protocol!r}: the "
-                      f"study has nothing finite of its way {way!r} and class {target}.", stacklevel=3)
+                      f"study has nothing finite of its way {way!r} and class {target}{at}.", stacklevel=3)
     return [complete(table, lost) for table in tables]
 
 # %% ../../nbs/5_paper/16_study_evidence.ipynb #0dfd9b06

@@ -206,15 +206,22 @@ def test_what_is_missing_is_a_sentence(name, damage, said):
     with pytest.raises(UserError, match=said): decide_study(**tables | {name: damage(tables[name])})
 
 
-@pytest.mark.parametrize("name", ["outcomes", "similarities", "quality"])
-def test_a_classifier_of_which_a_cell_was_lost_is_left_out_by_name(name):
+@pytest.mark.parametrize("name, energies", [
+    ("outcomes", FULL.energies),
+    ("outcomes", FULL.energies[-1:]),
+    ("similarities", None),
+    ("quality", None),
+], ids=["outcomes", "one energy", "similarities", "quality"])
+def test_a_classifier_of_which_a_cell_was_lost_is_left_out_by_name(name, energies):
     "A run that left the finite numbers is in no table; the others decide, as if that classifier had never been."
     tables = planted(lambda r, k: 0.3, replicates=4, images=4)
     def of(t): return (t["kind"] == "nonrobust") & (t["replicate"] == 3)
     without = {k: t if k == "base" else t[~of(t)] for k, t in tables.items()}
-    lost = tables[name][~(of(tables[name]) & (tables[name]["variant"] == "adam") & (tables[name]["target"] == 2))]
-    with pytest.warns(UserWarning, match="nonrobust classifier 3 is left out .* its way 'adam' and class 2"):
-        claims, cells = decide_study(**tables | {name: lost})
+    gone = of(tables[name]) & (tables[name]["variant"] == "adam") & (tables[name]["target"] == 2)
+    if energies: gone &= tables[name]["energy"].isin(energies)
+    at = f" at the energy {energies[0]:g}" if energies else ""
+    with pytest.warns(UserWarning, match=rf"nonrobust classifier 3 is left out .* its way 'adam' and class 2{at}\."):
+        claims, cells = decide_study(**tables | {name: tables[name][~gone]})
     expected = decide_study(**without)
     pd.testing.assert_frame_equal(claims, expected[0])
     pd.testing.assert_frame_equal(cells, expected[1])
