@@ -100,7 +100,7 @@ def full(out="results/study", study=FULL, engine=None, report=print, kept="study
     tables = dict(
         outcomes=outcomes(along),
         similarities=similarities(cells, scales, study, engine),
-        quality=qualities(along),
+        quality=qualities(along, study),
         base=base_rates(study, engine),
     )
     folder = write_study(tables, known_of(cells, study), out)

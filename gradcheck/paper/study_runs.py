@@ -89,11 +89,12 @@ def quality_of_cell(cell, found):
     }
     return [columns_of(cell) | dict(measure=name, value=x) for name, x in measures.items() if np.isfinite(x)]
 
-def qualities(along):
-    "The table of all measures of quality of `runs_along`."
+def qualities(along, study):
+    "The table of all measures of quality of `runs_along`, of those cells that have all energies of the study."
     by_cell = {}
     for found in along: by_cell.setdefault(found[0], []).append(found)
-    return pd.DataFrame([row for cell, found in by_cell.items() for row in quality_of_cell(cell, found)])
+    whole = {cell: found for cell, found in by_cell.items() if len(found) == len(study.energies)}
+    return pd.DataFrame([row for cell, found in whole.items() for row in quality_of_cell(cell, found)])
 
 # %% ../../nbs/5_paper/18_study_runs.ipynb #16cd1d5c
 BASE_IMAGES = 64

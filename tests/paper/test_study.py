@@ -20,7 +20,7 @@ from gradcheck.paper.replicated import CELL_CLAIMS, HEADLINE, NEARER, READ, SEEN
 from gradcheck.paper.study import COUPLED, FULL, SEEDS, STUDIES, WAYS, Study, cells_of, finite, folder_for
 from gradcheck.paper.study import pilot_of, replicates, scales_of, spec_of, study_of
 from gradcheck.paper.study_evidence import CELL, along_energies, at_equal_energy, cube
-from gradcheck.paper.study_runs import base_rates
+from gradcheck.paper.study_runs import base_rates, qualities
 from gradcheck.paper.study_results import packed, read_study, write_files, write_study
 from gradcheck.runs.chunks import loose_folder
 from gradcheck.runs.quality import real_quality
@@ -225,6 +225,14 @@ def test_a_classifier_of_which_a_cell_was_lost_is_left_out_by_name(name, energie
     expected = decide_study(**without)
     pd.testing.assert_frame_equal(claims, expected[0])
     pd.testing.assert_frame_equal(cells, expected[1])
+
+
+def test_a_cell_that_lost_an_energy_has_no_quality(monkeypatch):
+    "Its pictures at weak guidance, which are the nearer ones, do not stand for all."
+    monkeypatch.setattr("gradcheck.paper.study_runs.quality_of_cell", lambda cell, found: [dict(cell=cell)])
+    along = [(cell, energy, None, None) for cell in "ab" for energy in TINY.energies]
+    assert qualities(along, TINY)["cell"].tolist() == ["a", "b"]
+    assert qualities(along[:-1], TINY)["cell"].tolist() == ["a"]
 
 
 @pytest.mark.parametrize("figures, preset, seed, params", [
