@@ -12,6 +12,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
+from ..base import remove
 from ..core import located
 from ..guidance.gradients import cosine
 from ..guidance.stabilizers import make_stabilizer
@@ -66,8 +67,10 @@ def afterwards(cells, scales, study, device="cpu"):
 
 # %% ../../nbs/5_paper/23_factorial_runs.ipynb #a78f4c7f
 def write_factorial(tables, known, folder):
-    "Write the tables of `FACTORIAL`, the verdicts on what was written, and what is `known` of it; returns the folder."
+    """Write the tables of `FACTORIAL`, the verdicts on what was written, and what is `known` of it; returns the folder.
+    What was decided on earlier numbers there goes first."""
     folder = located(folder)
+    for name in ("adam.json", "claims.csv"): remove(folder / name)
     write_files(tables, {}, {}, folder, "%.4g")
     table, _ = decide_factorial(read_factorial(folder)["outcomes"])
     write_files({}, dict(claims=table), dict(adam=known), folder)

@@ -17,6 +17,7 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
+from ..base import remove
 from ..core import UserError, located, pick_device
 from ..guidance.sampling import NonFinite
 from .frontiers import COSTS, FRONTIER_WAYS, MATCHES, OUTCOMES, PAPER, dominated, matched, ranking
@@ -148,7 +149,9 @@ def kept_costs(folder, study, device="cpu"):
     return unpacked(path, COSTS, "frontiers")
 
 def write_frontiers(outcomes, known, folder):
-    "Write outcomes, what is decided on them, and what is `known`, beside the folder's costs; returns the folder."
+    """Write outcomes, what is decided on them, and what is `known`, beside the folder's costs; returns the folder. What
+    was decided on earlier outcomes there goes first."""
+    for name in ("frontiers.json", "ranking.csv"): remove(folder / name)
     write_files(dict(outcomes=outcomes), {}, {}, folder, "%.4g")
     outcomes, costs = read_frontiers(folder)
     ranks = [

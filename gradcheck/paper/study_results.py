@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pandas as pd
 
-from ..base import read_json, reference_folder, write_json
+from ..base import read_json, reference_folder, remove, write_json
 from ..core import UserError, located, write_bytes
 from .quirks import DEFAULT_MODE, PROTOCOLS, STUDIED, parse_mode
 from .replicated import decide_study
@@ -43,8 +43,10 @@ def write_files(tables, claims, known, folder, digits="%.5g"):
 
 def write_study(tables, known, folder):
     """Write a study: its `tables` (those of `COLUMNS`, by name), what is `known` of it (a dict for study.json), the
-    claims decided on what was written, and their cells; returns the folder."""
+    claims decided on what was written, and their cells; returns the folder. What was decided on earlier numbers there
+    goes first."""
     folder = located(folder)
+    for name in ("study.json", "claims.csv", "cells.csv"): remove(folder / name)
     write_files(tables, {}, {}, folder)
     claims, cells = decide_study(**read_study(folder))
     write_files({}, dict(claims=claims, cells=cells), dict(study=known), folder)

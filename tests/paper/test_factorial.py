@@ -10,10 +10,10 @@ import torch
 from gradcheck.base import reference_folder
 from gradcheck.core import UserError
 from gradcheck.guidance.stabilizers import EMA, Adam, make_stabilizer
-from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, MEMORIES, QUESTIONS, agreement, corner
+from gradcheck.paper.factorial import ADAM_WAYS, CORNERS, FACTORIAL, MEMORIES, QUESTIONS, agreement, corner
 from gradcheck.paper.factorial import decide_factorial, known_adam, levels, planted, questions_of, read_factorial
 from gradcheck.paper.factorial import similarity_table
-from gradcheck.paper.factorial_runs import ADAM_STUDY, filtered, full_factorial
+from gradcheck.paper.factorial_runs import ADAM_STUDY, filtered, full_factorial, write_factorial
 from gradcheck.paper.full import plan_full
 from gradcheck.paper.study import FULL, cells_of, spec_of
 from gradcheck.paper.study_results import as_csv
@@ -178,6 +178,15 @@ def test_the_smallest_factorial_runs_and_resumes(tmp_path, monkeypatch, only_eng
     assert similar.loc["plain", "afterwards"] == pytest.approx(similar.loc["plain", "raw"], abs=1e-2)
     assert np.isfinite(similar.select_dtypes("number").to_numpy()).all()
     assert said[-1].endswith(str(again)) and len(said) == 2 * (len(pd.read_csv(folder / "claims.csv")) + 1)
+
+
+def test_parts_on_which_nothing_can_be_decided_leave_no_old_verdicts_beside_them(tmp_path):
+    outcomes = planted(lambda way: 0.4, RESCALED, replicates=1)
+    tables = dict(outcomes=outcomes, afterwards=outcomes.drop_duplicates([*FACTORIAL["afterwards"][:-1]]))
+    write_factorial(tables, {}, tmp_path)
+    with pytest.raises(UserError, match="gaps"):
+        write_factorial(tables | dict(outcomes=outcomes[1:]), {}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"outcomes.csv.gz", "afterwards.csv.gz"}
 
 
 def test_the_repositorys_claims_are_what_its_outcomes_say():

@@ -126,6 +126,16 @@ def test_frontiers_that_do_not_fit_together_are_refused(tmp_path, harm):
     with pytest.raises(UserError, match="frontiers --full"): read_frontiers(tmp_path / "harmed")
 
 
+def test_outcomes_on_which_nothing_can_be_decided_leave_no_old_ranking_beside_them(tmp_path):
+    outcomes, costs = world({}, replicates=1)
+    write_files(dict(costs=costs), {}, {}, tmp_path, "%.3g")
+    frontier_runs.write_frontiers(outcomes, {}, tmp_path)
+    assert (tmp_path / "ranking.csv").is_file() and (tmp_path / "frontiers.json").is_file()
+    with pytest.raises(UserError, match="no finite number"):
+        frontier_runs.write_frontiers(outcomes.assign(judge=np.nan), {}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"outcomes.csv.gz", "costs.csv.gz"}
+
+
 def test_what_a_folder_knows_of_costs_is_added_to(tmp_path, monkeypatch):
     "Ways of which it has none are measured; those that nobody asked for are refused."
     asked = []

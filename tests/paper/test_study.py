@@ -179,6 +179,15 @@ def test_files_are_read_as_written_and_damage_is_a_sentence(tmp_path):
         with pytest.raises(UserError, match="outcomes.csv.gz"): read_study(folder)
 
 
+def test_numbers_on_which_nothing_can_be_decided_leave_no_old_verdicts_beside_them(tmp_path):
+    tables = planted(lambda r, k: 0.3, replicates=1)
+    folder = write_study(tables, dict(study="planted"), tmp_path)
+    assert {"study.json", "claims.csv", "cells.csv"} < {path.name for path in folder.iterdir()}
+    with pytest.raises(UserError, match="gaps"):
+        write_study(tables | dict(outcomes=tables["outcomes"][1:]), dict(study="another"), folder)
+    assert {path.name for path in folder.iterdir()} == {f"{name}.csv.gz" for name in tables}
+
+
 @pytest.mark.parametrize("name, damage, said", [
     ("outcomes", lambda t: t.assign(judge=7.0), "has 7 as judge, which is not within 0 to 1"),
     ("outcomes", lambda t: t.assign(injected=-3.0), "has -3 as injected"),
