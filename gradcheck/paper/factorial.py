@@ -18,7 +18,7 @@ import pandas as pd
 from ..base import reference_folder
 from ..core import located, seeded_rng
 from ..runs.cells import SMALLEST, decide_all, over_cells
-from .study_evidence import CELL, at_equal_energy, cube
+from .study_evidence import CELL, at_equal_energy, cube, without_lost
 from .study_results import known_at, unpacked
 
 # %% ../../nbs/5_paper/22_factorial.ipynb #bc84970f
@@ -136,7 +136,9 @@ def decided(reached, column, questions):
         ), differences[short].mean(2)
 
 def decide_factorial(outcomes, questions=QUESTIONS):
-    "(table, cells): a row per protocol, reader and question; and the mean of each classifier and class."
+    """(table, cells): a row per protocol, reader and question; and the mean of each classifier and class. A classifier
+    that lost a cell is left out with a warning."""
+    outcomes, = without_lost(outcomes)
     rows, cells = [], []
     for protocol, mine in outcomes.groupby("protocol", sort=False):
         for reader in READERS[protocol]:

@@ -146,6 +146,17 @@ def test_questions_that_the_ways_do_not_answer_are_left_out():
     assert len(cells) == len(table) * 5 * 4
 
 
+@pytest.mark.parametrize("classes", [1, 4])
+def test_a_classifier_of_which_a_cell_was_lost_is_left_out_by_name(classes):
+    "The others decide, as if that classifier had never been."
+    outcomes = planted(lambda way: 0.4, RESCALED, replicates=4)
+    last = outcomes["replicate"] == 3
+    lost = last & (outcomes["variant"] == "plain") & (outcomes["target"] < classes)
+    with pytest.warns(UserWarning, match="nonrobust classifier 3 is left out .* its way 'plain' and class 0"):
+        found = decide_factorial(outcomes[~lost])
+    for mine, expected in zip(found, decide_factorial(outcomes[~last])): pd.testing.assert_frame_equal(mine, expected)
+
+
 def test_every_question_weighs_ways_against_ways():
     for q in QUESTIONS:
         assert sum(q.weights.values()) == pytest.approx(0) and set(q.weights) <= set(ADAM_WAYS)
