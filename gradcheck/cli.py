@@ -128,10 +128,12 @@ def study(figure, mode, out, plan, device, memory, checkpointing, dask):
     "The whole study of the claims, of ADAM's parts, of the frontiers, or its looks before sampling; or the plan of it."
     from gradcheck.paper.factorial_runs import ADAM_STUDY, full_factorial
     from gradcheck.paper.frontier_runs import full_frontiers, plan_frontiers
-    from gradcheck.paper.full import check_looks, claims_study, plan_full
+    from gradcheck.paper.full import check_looks, check_plan, claims_study, plan_full
     from gradcheck.paper.measured import measures, plan_measures, write_measures
     looks = figure == "similarity_and_success"
-    if looks: check_looks(device=device, memory=memory, checkpointing=checkpointing, dask=dask)
+    how = dict(memory=memory, checkpointing=checkpointing, dask=dask)
+    if looks: check_looks(device=device, **how)
+    elif plan: check_plan(**how)
     folder = Path(out).absolute() if plan else make_folder(Path(out).absolute())
     if looks:
         return typer.echo(plan_measures() if plan else f"its looks: {write_measures(measures(), folder / 'study')}")

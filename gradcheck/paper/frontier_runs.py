@@ -210,7 +210,7 @@ def plan_frontiers(study=FRONTIER_STUDY, device="auto", times=1):
     device = pick_device(device)
     cells = cells_by_way(study)
     plain = spec_of(cells["plain"][0], PROBE, study)
-    seconds = seconds_per_image_step(unguided_of(plain, study), study.count, device)
+    seconds = seconds_per_image_step(unguided_of(plain, study), study.count, device, micro_batch=None)
     lines, total = [f"{'way':32}{'cost':>6}{'steps':>7}{'at equal cost':>15}{'time':>12}{'so far':>12}"], 0
     for way in costs_of(study, device, times).to_dict("records"):
         took = image_steps(way, cells[way["variant"]], study) * way["cost"] * seconds

@@ -244,7 +244,7 @@ def test_the_smallest_frontiers_run_and_go_on(tmp_path, own_cache, monkeypatch, 
 
 def test_the_plan_counts_what_is_run(monkeypatch):
     monkeypatch.setattr(frontier_runs, "seconds_of", lambda spec, device: 1.0 + (spec.where == "x0_hat"))
-    monkeypatch.setattr(frontier_runs, "seconds_per_image_step", lambda *args: 0.01)
+    monkeypatch.setattr(frontier_runs, "seconds_per_image_step", lambda *args, micro_batch: 0.01)
     ways = {way: FRONTIER_WAYS[way] for way in ("plain", "x0_hat", "best of 2")}
     study = replace(FRONTIER_STUDY, replicates=1, ways={"nonrobust": ways})
     row = dict(variant="x0_hat", steps=50, equal_steps=25)

@@ -322,10 +322,18 @@ def test_the_smallest_study_runs_and_resumes(tmp_path, monkeypatch, only_engine)
         path.with_suffix(".away").rename(path)
 
 
-def test_the_plan_counts_what_a_study_computes(own_cache):
+def test_the_plan_counts_what_a_study_computes(own_cache, monkeypatch):
+    "By the pace of images as they come, as the runs go."
+    asked = []
+
+    def pace(spec, images, device, micro_batch):
+        asked.append((images, micro_batch))
+        return 0.01
+    monkeypatch.setattr("gradcheck.paper.full.seconds_per_image_step", pace)
     cells = cells_of(TINY)
     total = len(cells) * (5 * 4 * 2 + 2 * 3 + 2 * 2 * 2)
     assert f"{total:,} image-steps" in plan_full(TINY)
+    assert {*asked} == {(4, None), (2, None)}
 
 
 def test_the_command_asks_for_the_study_and_for_nothing_else(cli, monkeypatch, tmp_path):
@@ -338,6 +346,15 @@ def test_the_command_asks_for_the_study_and_for_nothing_else(cli, monkeypatch, t
     assert asked[1:] == [tmp_path / "coupled"]
     code, _, err = cli("reproduce", "claims", "--full", "--mode", "paper", "--out", tmp_path)
     assert code == 2 and "leave out --full" in err and len(asked) == 2
+
+
+@pytest.mark.parametrize("figure", ["claims", "adam_apart", "frontiers"])
+@pytest.mark.parametrize("option", [["--memory", "8GB"], ["--checkpointing"], ["--dask", "local"]])
+def test_the_plan_of_a_study_refuses_what_it_does_not_hear(cli, monkeypatch, figure, option):
+    for name in ("full.plan_full", "frontier_runs.plan_frontiers"):
+        monkeypatch.setattr(f"gradcheck.paper.{name}", lambda **how: pytest.fail("planned"))
+    code, _, err = cli("reproduce", figure, "--full", "--plan", *option)
+    assert code == 2 and f"{option[0]} was given" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("parameters, made", [({}, True), (dict(mode="paper"), False), (dict(target=2), False)])
