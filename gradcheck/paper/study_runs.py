@@ -102,10 +102,8 @@ BASE_IMAGES = 64
 def base_rates(study, engine=None):
     "A row per protocol, class, and image without guidance: the judge's probability, and whether it guesses the class."
     count = BASE_IMAGES
-    specs = {
-        protocol: spec_for(under(protocol), "nonrobust", "unguided", steps=study.steps, count=count)
-        for protocol in study.protocols
-    }
+    of = dict(steps=study.steps, count=count, seed=study.seed)
+    specs = {protocol: spec_for(under(protocol), "nonrobust", "unguided", **of) for protocol in study.protocols}
     runs = run_batches({f"{protocol}, no guidance": spec for protocol, spec in specs.items()}, count, engine)
     return pd.concat([
         pd.DataFrame(dict(protocol=protocol, target=k, image=range(count), judge=p[:, k], guess=p.argmax(1) == k))

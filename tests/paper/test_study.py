@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -242,6 +243,15 @@ def test_a_cell_that_lost_an_energy_has_no_quality(monkeypatch):
     along = [(cell, energy, None, None) for cell in "ab" for energy in TINY.energies]
     assert qualities(along, TINY)["cell"].tolist() == ["a", "b"]
     assert qualities(along[:-1], TINY)["cell"].tolist() == ["a"]
+
+
+def test_base_rates_are_of_the_noise_of_the_study(monkeypatch):
+    "An image without guidance starts as the guided one with which it is paired."
+    def seeds(specs, *_):
+        assert {spec.seed for spec in specs.values()} == {TINY.seed + 1}
+        return {label: SimpleNamespace(judge=torch.full((64, 4), 0.25)) for label in specs}
+    monkeypatch.setattr("gradcheck.paper.study_runs.run_batches", seeds)
+    assert len(base_rates(replace(TINY, seed=TINY.seed + 1))) == 64 * 4
 
 
 @pytest.mark.parametrize("figures, preset, seed, params", [
