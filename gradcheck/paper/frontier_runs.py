@@ -20,6 +20,7 @@ import pandas as pd
 from ..base import remove
 from ..core import UserError, located, pick_device
 from ..guidance.sampling import NonFinite
+from ..models.checkpoints import read_card
 from .frontiers import COSTS, FRONTIER_WAYS, MATCHES, OUTCOMES, PAPER, dominated, matched, ranking
 from .frontiers import reached, read_frontiers, said_of_domination, said_of_lacking, said_of_ranks
 from .plan import duration
@@ -127,6 +128,7 @@ def kept_rows(cells, steps, study, engine):
     way = cells[0].variant
     alone = asdict(replace(study, ways={"nonrobust": {way: study.ways["nonrobust"][way]}}))
     digests = [spec_of(cell, PROBE, study).digests for cell in cells]
+    digests.append(read_card("laptop/autoencoder")["sha256"])                      # of what `far` is measured by
     def make(): return way_rows(cells, steps, study, engine).to_dict("list")
     # the preset's name too, lest what older versions kept be made again
     return pd.DataFrame(derived("frontier", [alone, steps, digests, "laptop"], make))

@@ -211,6 +211,15 @@ def test_scales_grow_by_what_fewer_steps_miss(monkeypatch):
     assert set(scales_in(cells["best of 2"], study)(50)[cells["best of 2"][0]]) == {0.0}
 
 
+def test_what_is_kept_of_a_way_is_of_these_weights_of_the_autoencoder_too(monkeypatch):
+    "It measures how far pictures are from real ones."
+    asked, cells = [], cells_by_way(TINY)["plain"]
+    monkeypatch.setattr(frontier_runs, "derived", lambda kind, made_of, make: asked.append(json.dumps(made_of)) or {})
+    monkeypatch.setattr(frontier_runs, "read_card", lambda name: dict(sha256=f"other weights of {name}"))
+    frontier_runs.kept_rows(cells, [2], TINY, None)
+    assert "other weights of laptop/autoencoder" in asked[0]
+
+
 def looked_at(samples, target):
     seen = pd.DataFrame(dict(label=[target] * len(samples), whole=True, hit=True))
     return Quality(samples.float().flatten(1)[:, :64], seen)
