@@ -6,6 +6,7 @@ from test_study import RAISED, planted
 
 from gradcheck.core import UserError, project_root
 from gradcheck.paper import full
+from gradcheck.paper.replicated import NEARER
 from gradcheck.paper.study import FULL, Study, cells_of
 from gradcheck.paper.study_compare import compare_study, holds_study, row_of
 from gradcheck.paper.study_results import packed, read_study
@@ -58,6 +59,22 @@ def test_a_part_is_held_against_the_same_part(reference, tmp_path):
     assert not c.changed and (c.tables["rows"] == c.tables["identical"]).all()
     rows = c.tables.set_index("table")["reference_only"]
     assert rows["outcomes"] == (tables["outcomes"]["replicate"] > 2).sum() and rows["base"] == 0
+
+
+@pytest.mark.parametrize("column, most", [("image", 1), ("energy", 14.0)])
+def test_nearness_of_other_images_or_energies_is_not_compared(reference, tmp_path, column, most):
+    "It is one number a cell, which cannot be cut to what both have."
+    tables = read_study(reference)
+    def with_other_quality(outcomes): return tables | dict(
+        outcomes=outcomes,
+        quality=tables["quality"].assign(value=-tables["quality"]["value"]),
+    )
+    few = tables["outcomes"][tables["outcomes"][column] <= most]
+    part = compare_study(laid(with_other_quality(few), known_of(), tmp_path / "part"), reference)
+    whole = compare_study(laid(with_other_quality(tables["outcomes"]), known_of(), tmp_path / "whole"), reference)
+    def near(c): return c.claims["claim"].str.startswith(tuple(claim.text for claim in NEARER))
+    assert not near(part).any() and not part.changed and "no verdict on nearness" in part.text
+    assert whole.claims[near(whole)]["changed"].any() and "nearness" not in whole.text.splitlines()[-2]
 
 
 def test_the_last_digit_that_is_kept_may_differ(reference):
