@@ -25,7 +25,7 @@ SIMILARITIES = {   # column of the study's similarities -> what it is called
 }
 OUTCOMES = {
     "judge": "target probability above base rate (judge)",
-    "oracle": "hits above base rate (oracle)",
+    "oracle": "hits (oracle) above the judge's base rate",
     "near": "nearness of the hits (-KID)",
 }
 

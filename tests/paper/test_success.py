@@ -9,7 +9,8 @@ import pytest
 from gradcheck.core import UserError
 from gradcheck.paper.measured import COLUMNS, MEASURES
 from gradcheck.paper.study import WAYS
-from gradcheck.paper.success import best_look, evidence, foreseen, relations, said_of_looks, said_of_similarity
+from gradcheck.paper.success import OUTCOMES, best_look, evidence, foreseen, relations, said_of_looks
+from gradcheck.paper.success import said_of_similarity
 
 IMAGES = 3
 BASE = 0.25
@@ -49,6 +50,7 @@ def test_a_replicate_without_outcomes_is_left_out():
     row = cells[of].iloc[0]
     assert row["judge"] == pytest.approx(mine["judge"].mean() - BASE)
     assert row["oracle"] == pytest.approx(mine["judge"].mean() - 0.25)          # two of eight are guessed
+    assert OUTCOMES["oracle"].endswith("above the judge's base rate")            # it is the judge that guesses them
     assert row["near"] == pytest.approx(mine["judge"].mean())                    # minus the KID
     assert cells["near"].isna().equals(cells["target"] == 0)
 
