@@ -68,14 +68,12 @@ def reproduce(
     memory: Optional[str] = Memory,
     checkpointing: bool = Checkpointing,
     write_back: bool = typer.Option(False, "--write-back", help="put the executed notebooks into nbs/figures, cleaned"),
-    full: bool = typer.Option(
-        False, "--full", help="the whole study, over classifiers and classes, of claims, adam_apart (ADAM's parts) or "
-        "frontiers (all ways to guide); of similarity_and_success its looks at gradients before sampling"
-    ),
+    full: bool = typer.Option(False, "--full", help="the whole study, over classifiers and classes, of claims, "
+        "adam_apart (ADAM's parts) or frontiers (all ways to guide); of similarity_and_success its looks at gradients "
+        "before sampling"),
     again: bool = typer.Option(False, "--again", help="execute all notebooks, also of figures that have not changed"),
-    plan: bool = typer.Option(
-        False, "--plan", help="only say which runs are needed, how many are cached, and how long the rest will take"
-    ),
+    plan: bool = typer.Option(False, "--plan", help="only say which runs are needed, how many are cached, and how "
+        "long the rest will take"),
 ):
     """Regenerate figures from the bundled weights or with models of your own, decide the claims, and make a page that
     shows them."""
