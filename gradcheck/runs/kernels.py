@@ -69,6 +69,8 @@ def serve(number, beforehand):
     paths = [path for path in sys.path if path not in ("", *paths_given())]
     for name in beforehand:
         with suppress(Exception): import_module(name)             # the notebook will say what is wrong
+    # without IPython around it, pandas takes this for a terminal, to whose width it would cut its tables
+    if "pandas" in sys.modules: sys.modules["pandas"].set_option("display.max_columns", 20)
     gc.freeze()                                                   # no copy looks for garbage among what was imported
     kernels = []
     while True:

@@ -33,15 +33,17 @@ def said_of(name):
 def test_two_at_a_time_and_what_is_raised_ends_them(notebook, monkeypatch, tmp_path):
     "One notebook tells where it is; the other would sleep for a minute, but for the error beside it."
     monkeypatch.setattr(launcher, "Popen", subprocess.Popen)           # the tests' own copies stand aside
-    told = notebook("told", "import os, torch; print(os.getcwd(), seed, torch.get_num_threads(), os.getppid())")
+    told = notebook("told", "import os, pandas, torch\nprint(os.getcwd(), seed, torch.get_num_threads(), os.getppid(), "
+                            "pandas.get_option('display.max_columns'))")
     slow = notebook("slow", f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'x').write(str(os.getpid()))\n"
                             "time.sleep(60)")
     begun, here = time.monotonic(), os.getcwd()
-    with pytest.raises(KeyError, match="beside"), use_threads(2), side_by_side(["ipykernel.zmqshell"], 2) as submit:
+    warm = ["pandas", "ipykernel.zmqshell"]
+    with pytest.raises(KeyError, match="beside"), use_threads(2), side_by_side(warm, 2) as submit:
         sleeping = submit(run_notebook, slow, f"{Shelf.scheme}slow.ipynb", {})
         submit(run_notebook, told, f"{Shelf.scheme}told.ipynb", dict(seed=7)).result()
-        folder, seed, threads, parent = said_of(f"{Shelf.scheme}told.ipynb")
-        assert (folder, seed, threads) == (str(told.parent), "7", "1")
+        folder, seed, threads, parent, columns = said_of(f"{Shelf.scheme}told.ipynb")
+        assert (folder, seed, threads, columns) == (str(told.parent), "7", "1", "20")
         assert int(parent) == launcher.Popen.process.pid and os.getcwd() == here
         while not (tmp_path / "pid").exists(): time.sleep(0.05)
         raise KeyError("beside")
