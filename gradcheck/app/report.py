@@ -50,6 +50,7 @@ def loop_for(spec):
     label = denoiser_card(spec.denoiser).get("class_label")
     return CODE.get_template("advice_loop.py.j2").render(spec=spec, T=spec.diffusion.T, label=label)
 
+# %% ../../nbs/6_app/10_report.ipynb #7e41c9d3
 def target_for(spec):
     "A setting's class as a person writes it: its number; its name where a class has a number for a name."
     numbers = any(name.isdecimal() for name in spec.classes)

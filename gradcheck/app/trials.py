@@ -37,6 +37,7 @@ IMAGES = 8                           # of a trial
 STEPS = 30                           # of a trial, and of what is advised
 TRIED = 1_000_000                    # the seed of the trials' noise, which judges nothing
 
+# %% ../../nbs/6_app/07_trials.ipynb #5d0e7b21
 @dataclass(frozen=True)
 class Question:
     "Can this classifier guide this denoiser (both in `preset`) to the class `target`, in so many `steps`?"
@@ -53,8 +54,7 @@ class Question:
     @property
     def judged(self):
         "Is there a judge that does not guide, by whatever name?"
-        digests = self.spec("plain").digests
-        return digests["judge"] != digests["classifier"]
+        return len({self.spec("plain").digests[role] for role in ("judge", "classifier")}) == 2
 
     def spec(self, way, **changes):
         "The `RunSpec` of a way (of `VARIANTS`) to guide; `changes` override its fields."

@@ -23,7 +23,7 @@ from gradcheck.paper.settings import preset_for
 from gradcheck.paper.stamps import is_kept, model_digest, notebook_digest, stamp_path, stamped
 from gradcheck.runs import chunks
 from gradcheck.runs.chunks import write_chunk
-from gradcheck.runs.specs import RunSpec
+from gradcheck.runs.specs import PROBE, RunSpec
 
 ROOT = Path(__file__).parents[2]
 FIGURE = "figure_3"                                        # two runs
@@ -165,7 +165,8 @@ def test_a_missing_run_is_computed_and_the_figure_made_again(cook, own_cache):
 
 
 def test_a_damaged_run_is_computed_and_the_figure_made_again(cook, own_cache):
-    half(sorted(own_cache.rglob("*.safetensors"))[0])
+    paths = sorted(own_cache.rglob("*.safetensors"))
+    half(next(path for path in paths if read_meta(path)["spec"]["scale"] != PROBE))
     with pytest.warns(UserWarning, match="damaged"): assert cook() == 1
     assert cook() == 0
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import own_models
 
-from gradcheck.core import UserError
+from gradcheck.core import UserError, seeded
 from gradcheck.guidance.gradients import cosine
 from gradcheck.guidance.sampling import NonFinite
 from gradcheck.guidance.ways import cone
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture
 def spec(tmp_path):
-    names = own_models(tmp_path)
+    with seeded(0): names = own_models(tmp_path)
     (tmp_path / "other.py").write_text((tmp_path / "mine.py").read_text().replace("ReLU", "Tanh"), encoding="utf-8")
     return RunSpec(**names, judge=None, start="standard", steps=4, count=3, target=1, scale=2.0)
 
